@@ -1,0 +1,69 @@
+# The commands of daily work: `make help`. demo, test and the others first set up .venv, on a
+# machine that has only Python 3.10+, and reuse it until constraints.txt or pyproject.toml change.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format type bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dcx-installed
+
+help: ## list these targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
+	    while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+
+demo: $(STAMP) ## train a half-width VGG-19 on digits: dense, mask, sparse and thin in one table
+	$(BIN)/dcx train --data digits --model vgg19 --width 0.5 --density 0.4 --selector cucb \
+	    --compare mask,dense --out runs/demo
+
+test: lint type ## lint, type-check, then every test that is neither slow nor needs a GPU
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP) ## the slow tests: whole networks, long runs
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(STAMP) ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## let ruff fix what it can, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+bench: $(STAMP) ## measure operators and training steps; writes benchmarks/results/
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean: ## remove .venv, caches and build products (keeps runs/)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find dcx_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip stays quiet but for the large downloads, one line each, so that the long wait shows progress
+$(STAMP): constraints.txt pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "dcx_kernels needs Python >= 3.10 and '$(PYTHON)' is not; name another one:" \
+	         "make PYTHON=python3.12 ..." >&2; exit 1; }
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    echo "Making $(VENV) with $$($(PYTHON) --version)"; \
+	    if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv --clear $(VENV); \
+	    elif $(PYTHON) -m virtualenv --version >/dev/null 2>&1; then \
+	        $(PYTHON) -m virtualenv --quiet --clear $(VENV); \
+	    else \
+	        echo "'$(PYTHON)' cannot make virtual environments (it lacks ensurepip); on Debian and" \
+	             "Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+	    fi; \
+	fi
+	@echo "Installing into $(VENV); the first time this downloads about 2 GB: some minutes"
+	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --no-input \
+	    --progress-bar off -c constraints.txt -e '.[train,onnx,dev]' | \
+	    while IFS= read -r line; do case "$$line" in \
+	        *"("[0-9][0-9]*" MB)") echo "  $${line#"$${line%%[![:space:]]*}"}" ;; \
+	        "Installing collected"*) echo "  unpacking" ;; \
+	    esac; done
+	@touch $@

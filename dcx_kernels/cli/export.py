@@ -1,0 +1,124 @@
+"""``dcx export``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.errors import CheckpointError
+from dcx_kernels.graph import compact, convert, load_compact, save_compact
+from dcx_kernels.recipes.config import DCEConfig
+from dcx_kernels.recipes.dce import make_selector
+from dcx_kernels.recipes.experiment import RESULT, THIN, build_dense
+from dcx_kernels.recipes.onnx import export_onnx
+from dcx_kernels.selectors import Selector, Static
+from dcx_kernels.train import checkpoint
+
+__all__ = ["export"]
+
+
+def export(
+    *,
+    source: Path,
+    onnx: Path | None,
+    thin: Path | None,
+    model: str | None,
+    width: float | None,
+    classes: int | None,
+    image_size: int,
+) -> int:
+    """Write a trained network as ONNX, as a thin checkpoint, or both.
+
+    Args:
+        source: a run directory, a thin file or a training checkpoint.
+        onnx: ONNX file to write.
+        thin: thin checkpoint to write.
+        model: network, for a thin file without its run.
+        width: likewise.
+        classes: likewise.
+        image_size: height and width of the input.
+    """
+    if onnx is None and thin is None:
+        raise ValueError("expected --onnx FILE or --thin FILE, got neither: nothing to write")
+    if not source.exists():
+        raise ValueError(f"expected a run directory or a checkpoint, got {source}: no such file")
+    console = Console(soft_wrap=True)
+    example = torch.zeros(1, 3, image_size, image_size)
+    path = source / THIN if source.is_dir() else source
+    if not path.exists():
+        hint = "train has not finished; export one of its checkpoints"
+        raise CheckpointError(f"no {THIN} in {source}: {hint}")
+    if _is_training_checkpoint(path):
+        network, sets = _from_training(checkpoint.load(path), example, path)
+    else:
+        dense = build_dense(_identity(path, model, width, classes))
+        network, sets = load_compact(path, dense), None
+    if thin is not None:
+        if sets is None:
+            raise ValueError(f"{path} is a thin checkpoint already: copy the file")
+        save_compact(network, thin, active=sets)
+        console.print(f"{thin}: thin checkpoint", highlight=False)
+    if onnx is not None:
+        console.print(f"{onnx}: {export_onnx(network, example, onnx)}", highlight=False)
+    return 0
+
+
+def _is_training_checkpoint(path: Path) -> bool:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return "dcx_checkpoint" in (file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no safetensors file, or damaged: {error}") from error
+
+
+def _from_training(
+    state: Mapping[str, Any], example: Tensor, path: Path
+) -> tuple[nn.Module, Mapping[str, ChannelSet]]:
+    """Build the thin network of a training checkpoint: its final channels as of now."""
+    identity = state["config"]
+    try:
+        fields = {k: v for k, v in identity.items() if k in DCEConfig.__dataclass_fields__}
+        config, dense = DCEConfig(**fields), build_dense(identity)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} was not written by dcx train: no {error}") from error
+    converted = convert(dense, example)
+    if "sets" in identity:
+        sizes = {name: group.num_channels for name, group in converted.groups.items()}
+        sets = {name: ChannelSet(ids, sizes[name]) for name, ids in identity["sets"].items()}
+        converted.set_active(sets)
+        network = compact(converted)
+        network.load_state_dict(state["model"])
+        return network, sets
+    if state["selector"] is None:
+        raise CheckpointError(f"{path} is of the dense network: it has no thin form")
+    selector: Selector = make_selector(converted.groups, config)
+    if state["selector"]["kind"] == "Static":
+        selector = Static({name: ChannelSet.full(n) for name, n in selector.groups.items()})
+    selector.load_state_dict(state["selector"]["state"])
+    converted.load_state_dict(state["model"])
+    converted.set_active(selector.final())
+    return compact(converted), selector.final()
+
+
+def _identity(
+    path: Path, model: str | None, width: float | None, classes: int | None
+) -> dict[str, Any]:
+    """Return what the dense network is, from the options or from the run the file lies in."""
+    result = path.parent / RESULT
+    known: dict[str, Any] = {}
+    if result.exists():
+        known = json.loads(result.read_text(encoding="utf-8"))["experiment"]
+    given = {"model": model, "width": width, "classes": classes}
+    identity = {key: known.get(key) if value is None else value for key, value in given.items()}
+    absent = [f"--{key}" for key, value in identity.items() if value is None]
+    if absent:
+        raise ValueError(f"{path} lies in no run directory: give {', '.join(absent)}")
+    return identity

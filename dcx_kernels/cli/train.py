@@ -1,0 +1,138 @@
+"""``dcx train``."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dcx_kernels.errors import CheckpointError
+from dcx_kernels.recipes.config import DCEConfig
+from dcx_kernels.recipes.experiment import RESULT, THIN, Experiment, Outcome, run_experiment
+from dcx_kernels.recipes.onnx import export_onnx, missing_packages
+from dcx_kernels.train.log import read_rows
+from dcx_kernels.train.progress import for_console
+from dcx_kernels.train.report import write_report
+from dcx_kernels.train.table import COLUMNS, cells
+
+__all__ = ["train"]
+
+_LOG, _REPORT, _ONNX, _CHECKPOINTS = "log.jsonl", "report.html", "thin.onnx", "checkpoints"
+_FILES = (RESULT, _LOG, _REPORT, THIN, _ONNX, _CHECKPOINTS)
+
+
+def train(
+    *,
+    data: str,
+    model: str,
+    width: float,
+    compare: tuple[str, ...],
+    device: str,
+    channels_last: bool,
+    out: Path,
+    threads: int | None,
+    checkpoint_every: int | None,
+    resume: bool,
+    onnx: bool,
+    **settings: Any,
+) -> int:
+    """Train, compare, fine-tune, and write everything into ``out``.
+
+    Args:
+        data: see `dcx_kernels.data.load`.
+        model: name of the network.
+        width: factor on its channels.
+        compare: networks to train beside the sparse one.
+        device: where to run.
+        channels_last: memory layout.
+        out: directory of the run.
+        threads: CPU threads.
+        checkpoint_every: steps between checkpoints.
+        resume: continue the run in ``out``.
+        onnx: whether to write ``thin.onnx``.
+        **settings: fields of `DCEConfig`.
+    """
+    began = time.perf_counter()
+    console = Console(soft_wrap=True)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    experiment = Experiment(data, model, width, compare, device, channels_last)
+    config = DCEConfig(**settings)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected --out to be a directory, got the file {out}")
+    if not resume:
+        _set_aside(out, console)
+    outcome = run_experiment(
+        experiment,
+        config,
+        out,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        progress=for_console(console),
+    )
+    _print_table(outcome, console)
+    if onnx:
+        _write_onnx(outcome, out / _ONNX, console)
+    write_report(out / _REPORT, outcome.result, read_rows(out / _LOG))
+    seconds = time.perf_counter() - began
+    console.print(f"{out / _REPORT} shows the figures; this took {seconds:.0f} s", highlight=False)
+    return 0
+
+
+def _set_aside(out: Path, console: Console) -> None:
+    """Move the files of an earlier run out of the way: never mixed with new ones, never lost."""
+    earlier = [out / name for name in _FILES if (out / name).exists()]
+    if not earlier:
+        return
+    previous = out / "previous"
+    shutil.rmtree(previous, ignore_errors=True)
+    previous.mkdir()
+    for path in earlier:
+        path.rename(previous / path.name)
+    console.print(f"moved the earlier run in {out} to {previous} (--resume would continue it)")
+
+
+def _print_table(outcome: Outcome, console: Console) -> None:
+    table = Table(title=_title(outcome.result))
+    for index, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for arm in outcome.result["arms"]:
+        table.add_row(*cells(arm), style="bold" if arm["arm"] == "sparse" else None)
+    console.print(table)
+    arms = {arm["arm"]: arm for arm in outcome.result["arms"]}
+    for other in ("mask", "dense"):
+        if other in arms and arms[other]["step_ms"] and arms["sparse"]["step_ms"]:
+            speed = arms[other]["step_ms"] / arms["sparse"]["step_ms"]
+            memory = arms[other]["saved_bytes"] / arms["sparse"]["saved_bytes"]
+            console.print(
+                f"sparse steps are {speed:.2f}x as fast as {other} and save {memory:.2f}x less "
+                "for backward",
+                highlight=False,
+            )
+
+
+def _title(result: dict[str, Any]) -> str:
+    experiment, config = result["experiment"], result["config"]
+    kept, total = sum(result["final"].values()), sum(result["channels"].values())
+    statistics = "recalibrated" if config["recalibrate"] else "not recalibrated"
+    return (
+        f"{experiment['model']} x {experiment['width']:g} on {experiment['data']}, "
+        f"{kept} of {total} channels, batch norm {statistics}"
+    )
+
+
+def _write_onnx(outcome: Outcome, path: Path, console: Console) -> None:
+    if missing := missing_packages():
+        names = " and ".join(missing)
+        console.print(f"no {path.name}: {names} not installed (pip install dcx-kernels\\[onnx])")
+        return
+    try:
+        checked = export_onnx(outcome.thin, outcome.example, path)
+    except OSError as error:
+        raise CheckpointError(f"could not write {path}: {error}") from error
+    console.print(f"{path}: {checked}", highlight=False)

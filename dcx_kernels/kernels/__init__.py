@@ -1,0 +1,1 @@
+"""Device code: what the operators run, one module a backend."""

@@ -1,0 +1,139 @@
+"""`torch.nn.Conv2d` that computes active channels only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.errors import expected
+from dcx_kernels.nn._adopt import adopt
+from dcx_kernels.nn._channels import ChannelLayer
+from dcx_kernels.ops.channel_conv2d import channel_conv2d
+from dcx_kernels.ops.gather import scatter_channels
+from dcx_kernels.ops.grouping import active_groups
+from dcx_kernels.ops.slot import ParameterSlot
+
+__all__ = ["SparseChannelConv2d"]
+
+
+class SparseChannelConv2d(ChannelLayer, nn.Conv2d):
+    """Drop-in `torch.nn.Conv2d`: same constructor, state_dict and repr; only active channels exist.
+
+    Dense in, dense out with zeros at inactive channels, unless told otherwise: a compact input is recognised by its
+    channel count, and ``compact_output`` keeps the output compact.
+
+    Args:
+        compact_output: return active channels only, (N, len(out_active), P, Q).
+
+    The weight is kept contiguous whatever memory format the model is moved to: packing reads rows of it. The layout
+    of activations follows the input, as in torch.
+
+    Example:
+        >>> conv = SparseChannelConv2d(64, 128, 3, padding=1)
+        >>> conv.set_active(out=ChannelSet(range(0, 128, 2), 128))
+        >>> conv(torch.randn(2, 64, 8, 8)).shape
+        torch.Size([2, 128, 8, 8])
+    """
+
+    _parameter_axes = {"weight": "out,in", "bias": "out"}  # noqa: RUF012
+
+    def __init__(self, *args: Any, compact_output: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_channels()
+        self.compact_output = compact_output
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv2d, compact_output: bool = False) -> SparseChannelConv2d:
+        """Make a sparse layer that shares the parameters of ``conv``.
+
+        Raises:
+            TypeError: if ``conv`` is not exactly an `nn.Conv2d` (or already sparse).
+        """
+        new = adopt(cls, conv, nn.Conv2d)
+        new._init_channels()
+        new.compact_output = compact_output
+        new._keep_weight_contiguous()
+        return new
+
+    def set_active(
+        self, out: ChannelSet | None = None, in_: ChannelSet | None = None
+    ) -> SparseChannelConv2d:
+        """Choose the channels of the next forward; None means all. Backward uses its forward's.
+
+        Raises:
+            ValueError: on a set of another size, or counts per group that disagree.
+        """
+        self._check_set(out, self.out_channels, "out")
+        self._check_set(in_, self.in_channels, "in_")
+        try:
+            active_groups(self.groups, in_, out)
+        except ValueError as error:
+            raise ValueError(f"{self.layer_name}: {error}") from None
+        self._set_sets(out, in_)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (N, C, H, W) or (N, c, H, W): (N, K, P, Q), or (N, k, P, Q) if ``compact_output``."""
+        self._verify_tag(x)
+        compact = self._grads_compact()
+        weight, bias = self._parameter("weight", compact), self._parameter("bias", compact)
+        padding: Any = self.padding
+        try:
+            if self.padding_mode != "zeros":
+                self._check_channels(x)
+                x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+                padding = 0
+            assert weight is not None
+            y = channel_conv2d(
+                x, weight, bias, self.stride, padding, self.dilation, self.groups,
+                in_active=self.in_active, out_active=self.out_active, packed=compact,
+                probe=self._probe(x, padding),
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{self.layer_name}: {error}") from None
+        if self.compact_output or self.out_active is None:
+            return self._tag(y)
+        return scatter_channels(y, self.out_active, dim=y.dim() - 3)
+
+    def _check_channels(self, x: Tensor) -> None:
+        allowed = {self.in_channels}
+        if self.in_active is not None:
+            allowed.add(len(self.in_active))
+        if x.shape[x.dim() - 3] not in allowed:
+            raise ValueError(expected(f"{sorted(allowed)} input channels", tuple(x.shape), "x"))
+
+    def _probe(self, x: Tensor, padding: Any) -> Tensor | None:
+        measured = self.training and torch.is_grad_enabled() and x.dim() == 4
+        if self.saliency_reduction is None or not measured:
+            return None
+        active = self.out_channels if self.out_active is None else len(self.out_active)
+        pixels = self._output_pixels(x, padding)
+        return self.saliency_meter.probe(x, active, pixels, self.saliency_reduction)
+
+    def _output_pixels(self, x: Tensor, padding: Any) -> int:
+        if padding == "same":
+            return x.shape[-2] * x.shape[-1]
+        pads = (0, 0) if padding in ("valid", 0) else padding
+        pixels = 1
+        for axis in (0, 1):
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            size = x.shape[x.dim() - 2 + axis] + 2 * pads[axis] - reach
+            pixels *= size // self.stride[axis] + 1
+        return pixels
+
+    def _new_slot(self, name: str, parameter: nn.Parameter) -> ParameterSlot:
+        return ParameterSlot(parameter, self.groups if name == "weight" else 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseChannelConv2d:
+        super()._apply(fn, recurse)
+        self._keep_weight_contiguous()
+        return self
+
+    def _keep_weight_contiguous(self) -> None:
+        if not self.weight.is_contiguous():
+            self.weight.data = self.weight.data.contiguous()

@@ -1,0 +1,14 @@
+"""One operator a file: checks, raw torch.library operators, autograd, function."""
+
+from dcx_kernels.ops.channel_batch_norm import channel_batch_norm
+from dcx_kernels.ops.channel_conv2d import channel_conv2d
+from dcx_kernels.ops.channel_linear import channel_linear
+from dcx_kernels.ops.gather import gather_channels, scatter_channels
+
+__all__ = [
+    "channel_batch_norm",
+    "channel_conv2d",
+    "channel_linear",
+    "gather_channels",
+    "scatter_channels",
+]

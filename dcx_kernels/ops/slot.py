@@ -1,0 +1,273 @@
+"""Where a parameter meets its active sets: packed leaves, whose gradients are compact.
+
+torch does not let a backward return a slice of a parameter's gradient. So the active slice is packed into a leaf
+tensor of its own; backward fills that leaf's ``.grad``; the optimizer updates the leaf and writes it back.
+No dense gradient exists on the way.
+
+A leaf lives until the optimizer consumes it - until torch itself would refuse a second backward, because the weight
+was modified in place. Its storage is then reused, as fresh memory costs a page fault every 4 kB.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.kernels import reference
+from dcx_kernels.ops.grouping import active_groups
+
+__all__ = ["CompactGrad", "ParameterSlot", "SliceRows", "parameter_slots"]
+
+
+class CompactGrad(NamedTuple):
+    """The gradient of a parameter's active slice.
+
+    ``tensor`` is packed, (len(out_active), len(in_active), ...), unless ``mask`` is given: then it is dense, the sum
+    of gradients over different sets, and ``mask``, broadcastable to it, is true at the active entries.
+    """
+
+    tensor: Tensor
+    out_active: ChannelSet | None
+    in_active: ChannelSet | None
+    mask: Tensor | None = None
+
+
+class SliceRows(NamedTuple):
+    """Rows of a dense tensor, viewed as (-1, row), that make up an active slice of the given shape."""
+
+    rows: Tensor
+    row: int
+    shape: tuple[int, ...]
+
+    def gather(self, dense: Tensor, out: Tensor | None = None) -> Tensor:
+        """Copy the slice out of ``dense``, into the first elements of the flat ``out`` if given."""
+        if out is not None:
+            out = out[: self.rows.shape[0] * self.row]
+        return reference.gather_rows(dense, self.rows, self.row, out).view(self.shape)
+
+    def scatter_(self, dense: Tensor, packed: Tensor) -> None:
+        """Write the slice back into ``dense``."""
+        reference.scatter_rows_(dense, packed, self.rows, self.row)
+
+
+class _Leaf(NamedTuple):
+    tensor: Tensor
+    out_active: ChannelSet | None
+    in_active: ChannelSet | None
+    rows: SliceRows | None
+    version: tuple[int, int]
+    generation: int
+
+
+class ParameterSlot:
+    """One parameter, its current active sets, and the packed leaves made of it since the last optimizer step.
+
+    Args:
+        parameter: full parameter, (K, C / groups, ...) or (K,); for a linear weight (K, C * inner).
+        groups: groups of the convolution it belongs to.
+        inner: features per input channel of a linear weight.
+        packable: whether its layer can compute with packed leaves (a masked layer cannot).
+
+    Attributes:
+        compact: gradients are packed (True) or dense ``.grad``s with zeros (False). Set by `dcx.optim`.
+    """
+
+    def __init__(
+        self, parameter: nn.Parameter, groups: int = 1, inner: int = 1, packable: bool = True
+    ) -> None:
+        self.parameter = parameter
+        self.groups = groups
+        self.inner = inner
+        self.packable = packable
+        self.compact = False
+        self.out_active: ChannelSet | None = None
+        self.in_active: ChannelSet | None = None
+        self._leaves: list[_Leaf] = []
+        self._earlier_sets: list[tuple[ChannelSet | None, ChannelSet | None]] = []
+        self._generation = 0
+        self._buffer: Tensor | None = None
+        self._buffer_busy = False
+
+    def set_active(self, out: ChannelSet | None, in_: ChannelSet | None = None) -> None:
+        """Choose the sets of the next forward; gradients that exist keep the sets they were made with."""
+        if out is self.out_active and in_ is self.in_active:
+            return
+        if self.parameter.grad is not None and not self.compact:
+            self._earlier_sets.append((self.out_active, self.in_active))
+        self.out_active, self.in_active = out, in_
+
+    # --- forward ----------------------------------------------------------------------------------
+
+    def leaf(self) -> Tensor:
+        """Return the packed leaf of the current sets, making it from the parameter if need be."""
+        version = (self.parameter._version, self.parameter.data_ptr())
+        for leaf in self._leaves:
+            same = leaf.out_active is self.out_active and leaf.in_active is self.in_active
+            if same and leaf.version == version:
+                return leaf.tensor
+        rows = self.rows()
+        with torch.no_grad():
+            if rows is None:
+                tensor = self.parameter.detach()
+            else:
+                tensor = rows.gather(self._dense(), self._storage(rows)).detach()
+        tensor.requires_grad_(self.parameter.requires_grad)
+        sets = (self.out_active, self.in_active)
+        self._leaves.append(_Leaf(tensor, *sets, rows, version, self._generation))
+        return tensor
+
+    def rows(
+        self, out: ChannelSet | None = None, in_: ChannelSet | None = None, current: bool = True
+    ) -> SliceRows | None:
+        """Return where the slice of the current (or the given) sets lies; None when it is everything."""
+        if current:
+            out, in_ = self.out_active, self.in_active
+        device = self.parameter.device
+        out_idx = None if out is None or out.is_full else out.to(device).indices
+        in_idx = None if in_ is None or in_.is_full else in_.to(device).indices
+        if out_idx is None and in_idx is None:
+            return None
+        groups = active_groups(self.groups, in_, out)
+        dense = self._dense().shape
+        rows, row = reference.row_index(dense, out_idx, in_idx, self.groups, groups)
+        shape = list(self.parameter.shape)
+        if out is not None:
+            shape[0] = len(out)
+        if in_ is not None and len(shape) > 1:
+            shape[1] = len(in_) // groups * self.inner
+        return SliceRows(rows, row, tuple(shape))
+
+    def _dense(self) -> Tensor:
+        weight = self.parameter.detach()
+        return weight if self.inner == 1 else weight.view(weight.shape[0], -1, self.inner)
+
+    def _storage(self, rows: SliceRows) -> Tensor | None:
+        """Return the persistent buffer, or None while a graph may still need what it holds."""
+        if self._buffer_busy:
+            return None
+        needed = rows.rows.shape[0] * rows.row
+        parameter, buffer = self.parameter, self._buffer
+        if (
+            buffer is None
+            or buffer.numel() < needed
+            or buffer.device != parameter.device
+            or buffer.dtype != parameter.dtype
+        ):
+            buffer = self._buffer = parameter.detach().new_empty(needed)
+        self._buffer_busy = True
+        return buffer
+
+    # --- backward has run -------------------------------------------------------------------------
+
+    def gradient(self) -> CompactGrad | None:
+        """Return the gradient since the last step, promoted to a dense one if the sets changed between."""
+        if not self.compact:
+            return self._masked_gradient()
+        with_grad = [leaf for leaf in self._leaves if leaf.tensor.grad is not None]
+        if not with_grad:
+            return None
+        first = with_grad[0]
+        if all(leaf[1:3] == first[1:3] for leaf in with_grad):
+            total = first.tensor.grad
+            for leaf in with_grad[1:]:
+                total = total + leaf.tensor.grad  # type: ignore[operator]
+            assert total is not None
+            return CompactGrad(total, first.out_active, first.in_active)
+        dense = torch.zeros_like(self.parameter, memory_format=torch.contiguous_format)
+        for leaf in with_grad:
+            assert leaf.tensor.grad is not None
+            if leaf.rows is None:
+                dense += leaf.tensor.grad
+            else:
+                flat = dense.view(-1, leaf.rows.row)
+                flat.index_add_(0, leaf.rows.rows, leaf.tensor.grad.reshape(-1, leaf.rows.row))
+        mask = self._mask([leaf[1:3] for leaf in with_grad])
+        return CompactGrad(dense, None, None, mask)
+
+    def _masked_gradient(self) -> CompactGrad | None:
+        grad = self.parameter.grad
+        if grad is None:
+            return None
+        sets = [*self._earlier_sets, (self.out_active, self.in_active)]
+        return CompactGrad(grad, None, None, self._mask(sets))
+
+    def _mask(self, sets: list[tuple[ChannelSet | None, ChannelSet | None]]) -> Tensor | None:
+        """Return a bool tensor of the parameter's shape, true at the union of the sets; None for all."""
+        if any((o is None or o.is_full) and (i is None or i.is_full) for o, i in sets):
+            return None
+        mask = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device)
+        for out, in_ in sets:
+            rows = self.rows(out, in_, current=False)
+            assert rows is not None
+            mask.view(-1, rows.row)[rows.rows] = True
+        return mask
+
+    def consumable(self) -> tuple[Tensor, SliceRows | None] | None:
+        """Return the one live leaf an optimizer may update in place, or None (none, or promoted)."""
+        with_grad = [leaf for leaf in self._leaves if leaf.tensor.grad is not None]
+        if not self.compact or len(with_grad) != 1:
+            return None
+        leaf = with_grad[0]
+        stale = leaf.version != (self.parameter._version, self.parameter.data_ptr())
+        return None if stale else (leaf.tensor, leaf.rows)
+
+    def scale_(self, factor: Tensor) -> None:
+        """Multiply every gradient since the last step by ``factor``."""
+        grads = [leaf.tensor.grad for leaf in self._leaves] if self.compact else []
+        for grad in (*grads, self.parameter.grad):
+            if grad is not None:
+                grad.mul_(factor)
+
+    def consume(self) -> None:
+        """The optimizer has applied the gradients: drop them, the leaves, and free the storage."""
+        self._earlier_sets.clear()
+        self._leaves.clear()
+        self._buffer_busy = False
+
+    def zero_grad(self) -> None:
+        """Drop gradients; leaves that the previous call has seen already are dropped with them."""
+        self._earlier_sets.clear()
+        self._generation += 1
+        oldest = self._generation - 1  # forward, zero_grad, backward is a legal order
+        self._leaves = [leaf for leaf in self._leaves if leaf.generation >= oldest]
+        self._buffer_busy = bool(self._leaves)
+        for leaf in self._leaves:
+            leaf.tensor.grad = None
+
+    # --- copies start afresh, with dense gradients -----------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ParameterSlot:
+        return _fresh(copy.deepcopy(self.parameter, memo), *self._settings())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _fresh, (self.parameter, *self._settings())
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.groups, self.inner, self.packable, self.out_active, self.in_active
+
+
+def _fresh(
+    parameter: nn.Parameter,
+    groups: int,
+    inner: int,
+    packable: bool,
+    out: ChannelSet | None,
+    in_: ChannelSet | None,
+) -> ParameterSlot:
+    slot = ParameterSlot(parameter, groups, inner, packable)
+    slot.out_active, slot.in_active = out, in_
+    return slot
+
+
+def parameter_slots(module: nn.Module) -> Iterator[tuple[str, ParameterSlot]]:
+    """Yield (parameter name, slot) of every module below ``module`` that has ``slots()``."""
+    for name, child in module.named_modules():
+        slots = getattr(child, "slots", None)
+        if callable(slots):
+            for parameter, slot in slots().items():
+                yield f"{name}.{parameter}" if name else parameter, slot

@@ -1,0 +1,95 @@
+"""AdamW on active slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from dcx_kernels.errors import expected
+from dcx_kernels.optim._active import ActiveSliceOptimizer, Inactive
+
+__all__ = ["AdamW"]
+
+
+class AdamW(ActiveSliceOptimizer):
+    """`torch.optim.AdamW` that updates active slices only. The step count is one a parameter, as in torch.
+
+    Args:
+        model: the module to train.
+        lr, betas, eps, weight_decay, amsgrad, maximize: as in `torch.optim.AdamW`.
+        params: param groups of the model, if not all parameters alike.
+        inactive: only ``"frozen"``.
+
+    Raises:
+        ValueError: on hyper-parameters that torch would refuse too, or ``inactive="decay"``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        params: Iterable[Any] | None = None,
+        inactive: Inactive = "frozen",
+    ) -> None:
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if value < 0.0:
+                raise ValueError(expected(f"{name} >= 0", value))
+        for index, beta in enumerate(betas):
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(expected(f"beta {index} in [0, 1)", beta))
+        if inactive == "decay":
+            raise ValueError(expected("inactive='frozen' with AdamW", "'decay'"))
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": None,
+            "capturable": False,
+            "differentiable": False,
+            "fused": None,
+            "decoupled_weight_decay": True,
+        }
+        super().__init__(model, params, defaults, inactive)
+
+    def _create_state(
+        self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
+    ) -> bool:
+        if state:
+            return False
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+        if group["amsgrad"]:
+            state["max_exp_avg_sq"] = torch.zeros_like(parameter)
+        return True
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        parameter: Tensor,
+        grad: Tensor,
+        tensors: dict[str, Tensor],
+        state: dict[str, Any],
+        fresh: bool,
+    ) -> None:
+        maxima = [tensors["max_exp_avg_sq"]] if group["amsgrad"] else []
+        beta1, beta2 = group["betas"]
+        adamw(
+            [parameter], [grad], [tensors["exp_avg"]], [tensors["exp_avg_sq"]], maxima,
+            [state["step"]], amsgrad=group["amsgrad"], beta1=beta1, beta2=beta2, lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=group["eps"], maximize=group["maximize"],
+            fused=not isinstance(group["lr"], Tensor),
+        )  # fmt: skip

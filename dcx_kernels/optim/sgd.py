@@ -1,0 +1,90 @@
+"""SGD on active slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
+
+from dcx_kernels.errors import expected
+from dcx_kernels.optim._active import ActiveSliceOptimizer, Inactive
+
+__all__ = ["SGD"]
+
+
+class SGD(ActiveSliceOptimizer):
+    """`torch.optim.SGD` that updates active slices only.
+
+    Args:
+        model: the module to train.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in `torch.optim.SGD`.
+        params: param groups of the model, if not all parameters alike.
+        inactive: ``"frozen"`` or ``"decay"``, see `ActiveSliceOptimizer`.
+
+    Raises:
+        ValueError: on hyper-parameters that torch would refuse too, or an unknown ``inactive``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        params: Iterable[Any] | None = None,
+        inactive: Inactive = "frozen",
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if value < 0.0:
+                raise ValueError(expected(f"{name} >= 0", value))
+        if nesterov and (momentum <= 0 or dampening != 0):
+            what = "momentum > 0 and dampening = 0 with nesterov"
+            raise ValueError(expected(what, f"momentum {momentum}, dampening {dampening}"))
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": None,
+            "differentiable": False,
+            "fused": None,
+        }
+        super().__init__(model, params, defaults, inactive)
+
+    def _create_state(
+        self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
+    ) -> bool:
+        if group["momentum"] == 0 or state.get("momentum_buffer") is not None:
+            return False
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+        return True
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        parameter: Tensor,
+        grad: Tensor,
+        tensors: dict[str, Tensor],
+        state: dict[str, Any],
+        fresh: bool,
+    ) -> None:
+        buffer = tensors.get("momentum_buffer")
+        # torch seeds a missing buffer with the undamped gradient
+        buffers: list[Tensor | None] = [None if fresh else buffer]
+        sgd(
+            [parameter], [grad], buffers,
+            weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"],
+            dampening=group["dampening"], nesterov=group["nesterov"], maximize=group["maximize"],
+            fused=not isinstance(group["lr"], Tensor),
+        )  # fmt: skip
+        if fresh and buffer is not None and buffers[0] is not None:
+            buffer.copy_(buffers[0])

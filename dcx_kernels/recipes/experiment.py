@@ -1,0 +1,223 @@
+"""Train a sparse network, the ones it is compared with, and its thin network; keep every result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.data import ImageData, Loader, eval_loader, load, train_loader
+from dcx_kernels.errors import expected
+from dcx_kernels.graph import convert, save_compact
+from dcx_kernels.models import build
+from dcx_kernels.recipes.config import DCEConfig
+from dcx_kernels.recipes.dce import Loaders, finetune, train_plain, train_selected
+from dcx_kernels.recipes.measure import ArmResult, measure
+from dcx_kernels.recipes.run import Run
+from dcx_kernels.train.atomic import replace_text
+from dcx_kernels.train.log import read_rows
+from dcx_kernels.train.machine import describe_device, describe_machine, versions
+from dcx_kernels.train.progress import Progress, Silent
+
+__all__ = [
+    "COMPARISONS",
+    "RESULT",
+    "THIN",
+    "Experiment",
+    "Outcome",
+    "build_dense",
+    "run_experiment",
+]
+
+COMPARISONS = ("mask", "dense")
+RESULT = "result.json"
+THIN = "thin.safetensors"
+_TEST_BATCH = 256
+_ORDER = ("dense", "mask", "sparse", "thin")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained on what.
+
+    Args:
+        data: name or path of the data set.
+        model: name of the network.
+        width: factor on all its channel counts.
+        compare: networks trained beside the sparse one, with the same initial weights, data order
+            and settings: out of ``mask`` and ``dense``.
+        device: where it runs.
+        channels_last: memory layout of images and weights.
+    """
+
+    data: str = "digits"
+    model: str = "vgg19"
+    width: float = 1.0
+    compare: tuple[str, ...] = ()
+    device: str = "cpu"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.compare:
+            if name not in COMPARISONS:
+                raise ValueError(expected(f"compare to be out of {COMPARISONS}", repr(name)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves.
+
+    Args:
+        result: the content of ``result.json``.
+        thin: the thin network, trained.
+        example: one image, shape (1, C, H, W), on the device of the network.
+    """
+
+    result: dict[str, Any]
+    thin: nn.Module
+    example: Tensor
+
+
+def run_experiment(
+    experiment: Experiment,
+    config: DCEConfig,
+    directory: Path,
+    *,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Run the whole comparison, or what is left of it.
+
+    Args:
+        experiment: what is trained on what.
+        config: how.
+        directory: where log, checkpoints, ``result.json`` and ``thin.safetensors`` go.
+        resume: continue from the checkpoints in ``directory``; stages without one start afresh.
+        checkpoint_every: steps between checkpoints, beside the one after each epoch.
+        progress: what the user sees meanwhile.
+
+    Raises:
+        DataError: if the data set cannot be read.
+        CheckpointError: if a checkpoint is damaged, of another run, or cannot be written.
+        NonFiniteError: if a loss or saliency is not finite.
+        ValueError: on settings that fit no network or device.
+    """
+    device = _device(experiment.device)
+    data = load(experiment.data)
+    loaders = _loaders(data, experiment, config, device)
+    example = next(iter(loaders.test.batches(0)))[0][:1]
+    shared = {"data": experiment.data, "model": experiment.model, "width": experiment.width}
+    shared["classes"] = data.num_classes
+    progress = progress or Silent()
+    run = Run(directory, {**shared, **asdict(config)}, resume, checkpoint_every, progress)
+
+    def dense() -> nn.Module:
+        return build_dense(shared, config.seed, device, experiment.channels_last)
+
+    def selectable(execution: str) -> Callable[[], nn.Module]:
+        return lambda: convert(dense(), example, execution=execution, saliency=config.saliency)
+
+    try:
+        sparse_model = selectable("sparse")()
+        sparse = train_selected(sparse_model, loaders, config, run)
+        stages = {"sparse": sparse}
+        if "mask" in experiment.compare:
+            stages["mask"] = train_selected(selectable("mask")(), loaders, config, run, "mask")
+        if "dense" in experiment.compare:
+            stages["dense"] = train_plain(dense(), loaders, config, run)
+        stages["thin"] = thin = finetune(sparse, loaders, config, run)
+    finally:
+        progress.close()
+
+    rows = read_rows(run.log_path)
+    images, labels = next(iter(loaders.train.batches(0)))
+    arms = [
+        measure(stages[arm], images, labels, rows, dense() if arm == "mask" else None)
+        for arm in _ORDER
+        if arm in stages
+    ]
+    channels = {n: g.num_channels for n, g in sparse_model.groups.items() if g.selectable}
+    result = _result(experiment, config, shared, device, arms, channels, sparse.sets or {})
+    save_compact(thin.model, directory / THIN, active=thin.sets)
+    replace_text(directory / RESULT, json.dumps(result, indent=2) + "\n")
+    return Outcome(result, thin.model, example)
+
+
+def build_dense(
+    identity: Mapping[str, Any],
+    seed: int = 0,
+    device: torch.device | None = None,
+    channels_last: bool = False,
+) -> nn.Module:
+    """Build the dense network that a run is about.
+
+    Args:
+        identity: ``model``, ``width`` and ``classes`` of the run.
+        seed: of the initial weights.
+        device: where it goes.
+        channels_last: memory layout of its weights.
+    """
+    torch.manual_seed(seed)
+    model = build(identity["model"], identity["classes"], width=identity["width"])
+    model = model.to(device or torch.device("cpu"))
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def _loaders(
+    data: ImageData, experiment: Experiment, config: DCEConfig, device: torch.device
+) -> Loaders:
+    def training(augment: str | None) -> Loader:
+        return train_loader(
+            data,
+            config.batch_size,
+            augment=augment,
+            seed=config.seed,
+            device=device,
+            channels_last=experiment.channels_last,
+        )
+
+    test = eval_loader(
+        data,
+        max(config.batch_size, _TEST_BATCH),
+        device=device,
+        channels_last=experiment.channels_last,
+    )
+    own = None if config.augment else "none"
+    return Loaders(train=training(own), plain=training("none"), test=test)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(expected("a device such as cpu or cuda:0", repr(name))) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"no CUDA device is available here, got device {name!r}")
+    return device
+
+
+def _result(
+    experiment: Experiment,
+    config: DCEConfig,
+    shared: Mapping[str, Any],
+    device: torch.device,
+    arms: list[ArmResult],
+    channels: Mapping[str, int],
+    final: Mapping[str, ChannelSet],
+) -> dict[str, Any]:
+    return {
+        "experiment": {**asdict(experiment), **shared},
+        "config": asdict(config),
+        "arms": [arm.as_dict() for arm in arms],
+        "channels": dict(channels),
+        "final": {name: len(channel_set) for name, channel_set in final.items()},
+        "machine": {**describe_machine(), "device": describe_device(device)},
+        "versions": versions(),
+    }
