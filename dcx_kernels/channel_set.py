@@ -22,7 +22,8 @@ class ChannelSet:
     is a synchronisation). Selectors, whose indices are right by construction, use `trusted`.
 
     Args:
-        indices: active channels in any order; a sequence of ints or a 1-D integer tensor. Stored sorted.
+        indices: active channels in any order; a sequence of ints or a 1-D integer tensor. Stored
+            sorted.
         num_channels: number of channels of the group.
 
     Raises:
@@ -38,6 +39,8 @@ class ChannelSet:
 
     indices: Tensor
     num_channels: int
+    _inverse: Tensor | None
+    _memo: dict[Any, Any]
 
     def __init__(self, indices: Sequence[int] | Tensor, num_channels: int) -> None:
         if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels < 1:
@@ -57,7 +60,7 @@ class ChannelSet:
 
     @classmethod
     def trusted(cls, indices: Tensor, num_channels: int) -> ChannelSet:
-        """Wrap indices known to be sorted, unique, in range, int64 and not empty, without looking."""
+        """Wrap indices known to be sorted, unique, in range, int64, not empty."""
         new = cls.__new__(cls)
         new._fill(indices, num_channels)
         return new
@@ -107,15 +110,15 @@ class ChannelSet:
             inverse = self.indices.new_full((self.num_channels,), -1)
             inverse[self.indices] = torch.arange(len(self), device=self.indices.device)
             object.__setattr__(self, "_inverse", inverse)
-        result: Tensor = self._inverse
-        return result
+        assert self._inverse is not None
+        return self._inverse
 
     def mask(self) -> Tensor:
         """Return the dense bool mask, shape (num_channels,)."""
         return self.inverse >= 0
 
     def counts_per_group(self, groups: int) -> tuple[int, ...]:
-        """Return how many active channels each of ``groups`` equal runs of channels has (remembered)."""
+        """Count the active channels in each of ``groups`` equal runs of channels (remembered)."""
         counts: tuple[int, ...] | None = self._memo.get(groups)
         if counts is None:
             run = self.num_channels // groups

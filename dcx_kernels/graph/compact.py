@@ -17,10 +17,10 @@ Widths = dict[str, tuple[int, int]]
 
 
 def compact(model: ChannelModel) -> nn.Module:
-    """Return the thin network of the current sets: the original architecture with narrow torch layers.
+    """Return the thin network of the current sets: the same architecture with narrow torch layers.
 
-    Its outputs are those of the converted model. Nothing of dcx is inside: torch.export, ONNX and every other tool see
-    a plain model. Weights and running statistics are copies.
+    Its outputs are those of the converted model. Nothing of dcx is inside: torch.export, ONNX and
+    every other tool see a plain model. Weights and running statistics are copies.
 
     Raises:
         TypeError: if ``model`` was not made by `convert`.
@@ -58,8 +58,8 @@ def shrink_(model: nn.Module, widths: Mapping[str, tuple[int, int]]) -> None:
     """Give the named layers of a dense model new widths; what they then hold is uninitialised.
 
     Raises:
-        ValueError: on a layer that does not exist, cannot shrink, or is narrower than asked for; nothing is changed
-            then.
+        ValueError: on a layer that does not exist, cannot shrink, or is narrower than asked for;
+            nothing is changed then.
     """
     layers = dict(_layers(model))
     for name, width in widths.items():
@@ -81,6 +81,7 @@ def _shrink_layer(layer: nn.Module, width_in: int, width_out: int) -> None:
         layer.in_features, layer.out_features = width_in, width_out
         _narrow(layer, "weight", (width_out, width_in))
     else:
+        assert isinstance(layer, nn.BatchNorm2d)
         layer.num_features = width_out
         for vector in ("weight", "running_mean", "running_var"):
             _narrow(layer, vector, (width_out,))

@@ -71,7 +71,8 @@ def load_compact(path: str | Path, model: nn.Module) -> nn.Module:
 
     Args:
         path: a file that `save_compact` wrote.
-        model: the dense architecture, e.g. ``resnet50(num_classes=10)``; it is copied, its weights are not read.
+        model: the dense architecture, e.g. ``resnet50(num_classes=10)``; it is copied, its
+            weights are not read.
 
     Returns:
         The thin model, in evaluation mode, on the CPU.

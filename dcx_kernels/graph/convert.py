@@ -31,19 +31,23 @@ def convert(
 ) -> ChannelModel:
     """Make a model whose channels can be switched on and off at every step.
 
-    The model is copied; the copy's state_dict has the same keys and shapes. All channels are active at first.
+    The model is copied; the copy's state_dict has the same keys and shapes. All channels are active
+    at first.
 
     Args:
-        model: any CNN that torch.fx can trace. What has no rule yet (residual adds, concatenations, grouped
-            convolutions, layer norms, ...) keeps the groups it touches full-width, see ``model.groups[...].reason``.
+        model: any CNN that torch.fx can trace. What has no rule yet (residual adds,
+            concatenations, grouped
+            convolutions, layer norms, ...) keeps the groups it touches full-width, see
+            ``model.groups[...].reason``.
         example_inputs: one input, or a tuple of them; shapes are read, values are not.
         residual: groups joined by an add stay full-width ("keep").
-        execution: ``"sparse"`` computes active channels only; ``"mask"`` computes everything and multiplies by 0/1
-            (the papers' baseline; the oracle of the sparse one).
+        execution: ``"sparse"`` computes active channels only; ``"mask"`` computes everything and
+            multiplies by 0/1 (the papers' baseline; the oracle of the sparse one).
         saliency: what backward measures, see `ChannelModel.saliency_reduction`.
 
     Raises:
-        ValueError: on unknown options, a model without a selectable group, or one that cannot be traced.
+        ValueError: on unknown options, a model without a selectable group, or one that cannot be
+            traced.
         TypeError: if the model is converted already or is not a module.
     """
     if isinstance(model, ChannelModel) or not isinstance(model, nn.Module):

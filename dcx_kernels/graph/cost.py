@@ -62,7 +62,8 @@ def cost(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None = 
 
     Args:
         model: a `ChannelModel` (with its current sets) or any model that torch.fx can trace.
-        example_inputs: needed for a plain model; only shapes are read, the batch size does not matter.
+        example_inputs: needed for a plain model; only shapes are read, the batch size does not
+            matter.
 
     Returns:
         Figures for one sample; parameters and MACs are those of the thin network.

@@ -13,7 +13,8 @@ Role = Literal["producer", "norm", "consumer"]
 class Member(NamedTuple):
     """One channel axis of a group: the output of a producer, a norm, or the input of a consumer.
 
-    ``inner`` is the number of features each channel has there (pixels, once a feature map is flattened).
+    ``inner`` is the number of features each channel has there (pixels, once a feature map is
+    flattened).
     """
 
     module: str

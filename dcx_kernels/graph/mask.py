@@ -41,7 +41,7 @@ class ChannelFactor(nn.Module):
 
 
 class ChannelProbe(nn.Module):
-    """Pass h on; measure the sum over pixels of (dL/dh) h by its definition, with a hook (DCE eq. 2)."""
+    """Pass h on; a hook measures the sum over pixels of (dL/dh) h by its definition (DCE eq. 2)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ChannelProbe(nn.Module):
 
 
 class MaskExecution:
-    """The plain torch layers; 0/1 factors at the input of every consumer, saliency by its definition.
+    """Plain torch layers, 0/1 factors at the input of every consumer, saliency by its definition.
 
     Nothing here uses our operators: the masked network is the oracle of the sparse one.
     """
@@ -144,7 +144,7 @@ class MaskExecution:
 
     @contextmanager
     def around_forward(self, model: nn.Module) -> Iterator[None]:
-        """Let norms move copies of their statistics, and keep of them what belongs to active channels."""
+        """Let norms move copies of their statistics; keep what belongs to active channels."""
         kept: list[tuple[nn.Module, str, Tensor, ChannelSet]] = []
         for name, active in self._norms.items():
             norm = model.get_submodule(name)
@@ -167,7 +167,7 @@ class MaskExecution:
 
 
 def _add_helper(root: nn.Module, kind: str, helper: nn.Module) -> str:
-    """Give ``helper`` a place in ``root``; without parameters or buffers the state_dict stays the same."""
+    """Give ``helper`` a place in ``root``; it adds nothing to the state_dict."""
     number = 0
     while hasattr(root, f"_dcx_{kind}_{number}"):
         number += 1

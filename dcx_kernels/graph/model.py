@@ -1,4 +1,4 @@
-"""The converted model: the dense network's names and state_dict, only the active channels in between."""
+"""The converted model: the dense network's names and state_dict, only active channels between."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ __all__ = ["ChannelModel"]
 class ChannelModel(nn.Module):
     """A network made by `dcx_kernels.convert`.
 
-    Its modules, parameters and buffers carry the dense network's names. `train` and `eval` switch between two traced
-    graphs. Between layers, tensors are compact (``execution="sparse"``), or dense and multiplied by 0/1 at the input
-    of every consumer (``execution="mask"``, the papers' baseline and our oracle).
+    Its modules, parameters and buffers carry the dense network's names. `train` and `eval` switch
+    between two traced graphs. Between layers, tensors are compact (``execution="sparse"``), or
+    dense and multiplied by 0/1 at the input of every consumer (``execution="mask"``, the papers'
+    baseline and our oracle).
 
     Attributes:
         groups: name -> `ChannelGroup`, in the order of the network.
         execution: ``"sparse"`` or ``"mask"``.
-        grads: ``"compact"``: under a `dcx_kernels.optim` optimizer, gradients are packed and no dense gradient exists;
-            ``"dense"``: ordinary ``.grad`` with zeros, for every other optimizer. Without a dcx optimizer gradients
-            are dense anyway.
+        grads: ``"compact"``: under a `dcx_kernels.optim` optimizer, gradients are packed and no
+            dense gradient exists; ``"dense"``: ordinary ``.grad`` with zeros, for every other
+            optimizer. Without a dcx optimizer gradients are dense anyway.
     """
 
     def __init__(
@@ -87,8 +88,8 @@ class ChannelModel(nn.Module):
         Backward always uses the sets of its own forward.
 
         Raises:
-            ValueError: on a group that does not exist or is kept full-width, or a set of another size; nothing is
-                changed then.
+            ValueError: on a group that does not exist or is kept full-width, or a set of another
+                size; nothing is changed then.
             TypeError: on a value that is not a `ChannelSet`.
         """
         for name, new in sets.items():
@@ -120,7 +121,7 @@ class ChannelModel(nn.Module):
 
     @property
     def saliency_reduction(self) -> Reduction | None:
-        """What backward measures: ``"batch"``, ``"sample"`` (both then readable), or None: nothing."""
+        """What backward measures: ``"batch"``, ``"sample"`` (then both are readable), or None."""
         return self._saliency_reduction
 
     @saliency_reduction.setter
@@ -134,15 +135,17 @@ class ChannelModel(nn.Module):
     def saliency(self, reduction: Reduction = "batch") -> dict[str, Tensor]:
         """Return the saliency of the active channels of every selectable group, in set order.
 
-        It covers the backward passes since the sets last changed, `zero_grad`, or the previous forward after a
+        It covers the backward passes since the sets last changed, `zero_grad`, or the previous
+        forward after a
         reading: micro-batches add up.
 
         Args:
-            reduction: ``"batch"``: |mean over batch and pixels of (dL/dh) h|; ``"sample"``: mean over the batch of
-                |mean over pixels of (dL/dh) h|.
+            reduction: ``"batch"``: |mean over batch and pixels of (dL/dh) h|;
+                ``"sample"``: mean over the batch of |mean over pixels of (dL/dh) h|.
 
         Raises:
-            ValueError: before the first backward, or if it was not measured (see ``saliency_reduction``).
+            ValueError: before the first backward, or if it was not measured (see
+                ``saliency_reduction``).
 
         Shape:
             {group: (len(active),)}, float32 or float64.
@@ -168,7 +171,7 @@ class ChannelModel(nn.Module):
 
     @property
     def compact_grads(self) -> dict[str, CompactGrad]:
-        """Gradients of active slices by parameter name: tensor, out set, in set (see `CompactGrad`)."""
+        """Gradients of active slices by parameter name, with their sets (see `CompactGrad`)."""
         found = {}
         for name, slot in parameter_slots(self):
             gradient = slot.gradient()
@@ -195,7 +198,7 @@ class ChannelModel(nn.Module):
         return copy.deepcopy(self._plain[0])
 
     def fill(self, skeleton: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-        """Give a skeleton the tensors of ``state``, and this model's mode and non-persistent buffers."""
+        """Give a skeleton the tensors of ``state``, this model's mode and unsaved buffers."""
         skeleton.load_state_dict(state, assign=True)
         for name, buffer in self.named_buffers():
             if name not in state:

@@ -1,7 +1,8 @@
 """What each kind of node does to channels: one rule per kind, in tables a reader can extend.
 
-A rule takes the `Walk` and a node and returns the `Layout` of its output, or None when the output holds no channels of
-a group. A node without a rule keeps every group that reaches it full-width: never a wrong result.
+A rule takes the `Walk` and a node and returns the `Layout` of its output, or None when the output
+holds no channels of a group. A node without a rule keeps every group that reaches it full-width:
+never a wrong result.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class Program(NamedTuple):
 def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[bool, Program]:
     """Trace ``model`` in training mode (key True) and in evaluation mode (key False).
 
-    torch.fx bakes ``self.training`` into a graph, so one graph cannot serve both. The model is left in its mode, and
-    nothing is computed: shapes come from fake tensors.
+    torch.fx bakes ``self.training`` into a graph, so one graph cannot serve both. The model is left
+    in its mode, and nothing is computed: shapes come from fake tensors.
 
     Raises:
         ValueError: if the model cannot be traced; the message says where and what to do.
@@ -47,9 +47,9 @@ def _trace_one(model: nn.Module, training: bool, example_inputs: Sequence[Tensor
             graph = fx.Tracer().trace(model)
         except Exception as error:
             raise ValueError(
-                f"{type(model).__name__} cannot be traced by torch.fx: {error}. Its forward depends on "
-                "values of tensors; move that part into a module of its own that fx keeps whole, or "
-                "convert the traceable submodules one by one."
+                f"{type(model).__name__} cannot be traced by torch.fx: {error}. Its forward "
+                "depends on values of tensors; move that part into a module of its own that fx "
+                "keeps whole, or convert the traceable submodules one by one."
             ) from error
     with _mode(model, False):  # batch norm refuses a single value per channel in training
         shapes = _ShapeRecorder(model, graph).record(example_inputs)

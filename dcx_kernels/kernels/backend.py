@@ -1,4 +1,4 @@
-"""Which backend runs an operator: one dispatch rule, visible, and the only place that looks for backends."""
+"""Which backend runs an operator: one visible rule, the only place that looks for backends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BackendStatus(NamedTuple):
 
 
 def choose(device: torch.device) -> ModuleType:
-    """Return the backend that serves ``device``: the reference, unless ``DCX_BACKEND`` names another.
+    """Return the backend that serves ``device``: the reference, or what ``DCX_BACKEND`` says.
 
     Raises:
         ValueError: if ``DCX_BACKEND`` names a backend that is not there.

@@ -1,11 +1,13 @@
 """ATen kernels: the definition of every operator, the oracle of every other backend, the fallback.
 
-Legend: N batch, K out and C in channels (``k``, ``c``: active counts), H W input, P Q output, R S filter,
-G groups. "Compact" tensors hold active channels only; index lists are sorted unique int64.
+Legend: N batch, K out and C in channels (``k``, ``c``: active counts), H W input, P Q output,
+R S filter, G groups. "Compact" tensors hold active channels only; index lists are sorted unique
+int64.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,13 +44,13 @@ def row_index(
 ) -> tuple[Tensor, int]:
     """List the rows of the active slice, in compact order.
 
-    A weight ``(K, C / G, *rest)`` is viewed as rows of ``rest`` elements (of ``C / G * rest`` when all
-    inputs are active), so that packing is one ``index_select`` of contiguous rows.
+    A weight ``(K, C / G, *rest)`` is viewed as rows of ``rest`` elements (of ``C / G * rest`` when
+    all inputs are active), so that packing is one ``index_select`` of contiguous rows.
 
     Returns:
         Row numbers (1-D int64) and the length of a row in elements.
     """
-    num_out, row = shape[0], _numel(shape[1:])
+    num_out, row = shape[0], math.prod(shape[1:])
     if in_idx is None or len(shape) == 1:
         assert out_idx is not None
         return out_idx, row
@@ -83,7 +85,7 @@ def pack(
     groups: int = 1,
     active_groups: int = 1,
 ) -> Tensor:
-    """Return the active slice of ``weight`` (K, C / G, *rest) as a new (k, c / G_act, *rest) tensor."""
+    """Copy the active slice of ``weight`` (K, C / G, *rest) into a new (k, c / G_act, *rest)."""
     if out_idx is None and in_idx is None:
         return weight.clone(memory_format=torch.contiguous_format)
     rows, row = row_index(weight.shape, out_idx, in_idx, groups, active_groups)
@@ -112,14 +114,7 @@ def _packed_shape(shape: Sequence[int], num_out: int, rows: Tensor, row: int) ->
     if len(shape) == 1:
         return (num_out,)
     rest = tuple(shape[2:])
-    return (num_out, rows.shape[0] * row // (num_out * _numel(rest)), *rest)
-
-
-def _numel(shape: Sequence[int]) -> int:
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
+    return (num_out, rows.shape[0] * row // (num_out * math.prod(rest)), *rest)
 
 
 # --- convolution and linear: weights are full with index lists, or packed without -----------------
@@ -139,8 +134,8 @@ def channel_conv2d_fwd(
 ) -> Tensor:
     """Convolve compact x (N, c, H, W) with the active slice of the weight: y (N, k, P, Q).
 
-    ``weight`` (K, C / G, R, S) and ``bias`` (K,) are full, or already packed (k, c / G_act, R, S), (k,)
-    when the index lists are None.
+    ``weight`` (K, C / G, R, S) and ``bias`` (K,) are full, or already packed (k, c / G_act, R, S),
+    (k,) when the index lists are None.
     """
     weight = _pack_or_same(weight, out_idx, in_idx, groups, active_groups)
     bias = _select(bias, out_idx)
@@ -194,7 +189,7 @@ def channel_linear_fwd(
     out_idx: Tensor | None,
     inner: int,
 ) -> Tensor:
-    """Return x (..., c * inner) times the active slice of weight (K, C * inner), plus bias: (..., k)."""
+    """Return x (..., c * inner) times the active slice of weight (K, C * inner)^T, plus bias."""
     weight = _pack_linear(weight, in_idx, out_idx, inner)
     return torch.nn.functional.linear(x, weight, _select(bias, out_idx))
 
@@ -289,12 +284,12 @@ def channel_batch_norm_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiate `channel_batch_norm_fwd`; the saliency falls out of the same reductions.
 
-    With h the output of the norm before the activation, ``sum (dL/dh) h = weight * dweight + bias * dbias``
-    (DCE eq. 2, DCP eq. 7, behind a batch norm), so the batch reduction costs O(k).
+    With h the output of the norm before the activation, ``sum (dL/dh) h = weight * dweight + bias *
+    dbias`` (DCE eq. 2, DCP eq. 7, behind a batch norm), so the batch reduction costs O(k).
 
     Args:
         y: the output if ReLU was fused, else None.
-        per_sample: return the saliency of every sample, (N, k), instead of its sum over the batch, (k,).
+        per_sample: return the saliency of every sample, (N, k), instead of its sum, (k,).
 
     Returns:
         dx, dweight (k,), dbias (k,), and the signed sum of (dL/dh) h.

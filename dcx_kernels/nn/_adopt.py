@@ -19,7 +19,8 @@ def adopt(cls: type[M], layer: nn.Module, dense: type[nn.Module]) -> M:
     Hooks stay behind: they would see compact tensors where they expect dense ones.
 
     Raises:
-        TypeError: if ``layer`` is neither exactly a ``dense`` nor a ``cls``: a subclass may compute otherwise.
+        TypeError: if ``layer`` is neither exactly a ``dense`` nor a ``cls``: a subclass may compute
+            otherwise.
         ValueError: if ``layer`` has hooks.
     """
     if type(layer) not in (dense, cls):

@@ -17,7 +17,8 @@ __all__ = ["ChannelLayer"]
 class ChannelLayer(nn.Module):
     """Mixin of `torch.nn` layers that compute active channels only.
 
-    Sets, slots and the saliency meter are plain attributes, never buffers: the state_dict stays that of the dense
+    Sets, slots and the saliency meter are plain attributes, never buffers: the state_dict stays
+        that of the dense
     layer, and torch.compile does not recompile when a set changes.
     """
 
@@ -77,7 +78,8 @@ class ChannelLayer(nn.Module):
             what = f"{which} of {size} channels"
             raise ValueError(expected(what, active.num_channels, self.layer_name))
 
-    # --- DCX_CHECK=1: a compact tensor knows its set ------------------------------------------------
+    # --- DCX_CHECK=1: a compact tensor knows its set
+    # ------------------------------------------------
 
     def _verify_tag(self, x: Tensor) -> None:
         if not check_enabled():

@@ -17,8 +17,10 @@ Reduction = Literal["batch", "sample"]
 class SaliencyMeter:
     """Saliency of one layer's channels, summed over the backward passes since the last `reset`.
 
-    Both reductions of DCE eq. 2 and DCP eq. 7 are means of (dL/dh) h; they differ in what stands inside the
-    absolute value: ``batch`` |mean over batch and pixels|, ``sample`` mean over batch of |mean over pixels|.
+    Both reductions of DCE eq. 2 and DCP eq. 7 are means of (dL/dh) h; they differ in what stands
+    inside the
+    absolute value: ``batch`` |mean over batch and pixels|, ``sample`` mean over batch of |mean over
+        pixels|.
     """
 
     def __init__(self) -> None:
@@ -32,7 +34,7 @@ class SaliencyMeter:
         self._samples = 0
 
     def probe(self, x: Tensor, num_active: int, pixels: int, reduction: Reduction) -> Tensor:
-        """Return zeros for an operator's ``probe``: (num_active,), or (N, num_active) for ``sample``.
+        """Return zeros for an operator's ``probe``: (k,) for ``batch``, (N, k) for ``sample``.
 
         When backward fills its gradient, the signed sums are added up here.
 

@@ -24,13 +24,15 @@ __all__ = ["SparseChannelConv2d"]
 class SparseChannelConv2d(ChannelLayer, nn.Conv2d):
     """Drop-in `torch.nn.Conv2d`: same constructor, state_dict and repr; only active channels exist.
 
-    Dense in, dense out with zeros at inactive channels, unless told otherwise: a compact input is recognised by its
+    Dense in, dense out with zeros at inactive channels, unless told otherwise: a compact input is
+        recognised by its
     channel count, and ``compact_output`` keeps the output compact.
 
     Args:
         compact_output: return active channels only, (N, len(out_active), P, Q).
 
-    The weight is kept contiguous whatever memory format the model is moved to: packing reads rows of it. The layout
+    The weight is kept contiguous whatever memory format the model is moved to: packing reads rows
+        of it. The layout
     of activations follows the input, as in torch.
 
     Example:
@@ -78,7 +80,7 @@ class SparseChannelConv2d(ChannelLayer, nn.Conv2d):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve x (N, C, H, W) or (N, c, H, W): (N, K, P, Q), or (N, k, P, Q) if ``compact_output``."""
+        """Convolve x (N, C or c, H, W): (N, K, P, Q), or (N, k, P, Q) if ``compact_output``."""
         self._verify_tag(x)
         compact = self._grads_compact()
         weight, bias = self._parameter("weight", compact), self._parameter("bias", compact)

@@ -17,7 +17,7 @@ __all__ = ["SparseChannelBatchNorm2d"]
 
 
 class SparseChannelBatchNorm2d(ChannelLayer, nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` of compact tensors: parameters and statistics of inactive channels rest.
+    """`torch.nn.BatchNorm2d` of compact tensors; what belongs to inactive channels rests.
 
     Its backward measures the saliency of its channels where ``saliency_reduction`` asks for it.
 

@@ -1,7 +1,7 @@
 """Registration of raw operators: schema, implementation for every device, fake, FLOP formula.
 
-Raw operators carry no autograd: the `torch.autograd.Function` lives outside the operator, which costs a third of
-what ``register_autograd`` does a call and still traces into one graph.
+Raw operators carry no autograd: the `torch.autograd.Function` lives outside the operator, which
+costs a third of what ``register_autograd`` does a call and still traces into one graph.
 """
 
 from __future__ import annotations

@@ -67,8 +67,9 @@ channel_batch_norm_fwd = register(
     _no_flops,
 )
 channel_batch_norm_bwd = register(
-    "channel_batch_norm_bwd(Tensor dy, Tensor x, Tensor? y, Tensor? weight, Tensor? bias, Tensor mean,"
-    " Tensor invstd, bool training, float eps, bool per_sample) -> (Tensor, Tensor, Tensor, Tensor)",
+    "channel_batch_norm_bwd(Tensor dy, Tensor x, Tensor? y, Tensor? weight, Tensor? bias,"
+    " Tensor mean, Tensor invstd, bool training, float eps, bool per_sample)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _bwd,
     _bwd_fake,
     _no_flops,
@@ -79,7 +80,7 @@ channel_batch_norm_bwd = register(
 
 
 class ChannelBatchNormFunction(torch.autograd.Function):
-    """The gradient of ``probe``, (k,) or (N, k), is the signed saliency sum (dL/dh) h (DCE eq. 2)."""
+    """The gradient of ``probe``, (k,) or (N, k), is the signed sum of (dL/dh) h (DCE eq. 2)."""
 
     @staticmethod
     def forward(
@@ -136,22 +137,25 @@ def channel_batch_norm(
 ) -> Tensor:
     """Normalise compact channels; of the running statistics only the active entries move.
 
-    Equivalent to: ``F.batch_norm`` of the active channels with the active entries of every vector, then ReLU.
+    Equivalent to: ``F.batch_norm`` of the active channels with the active entries of every vector,
+        then ReLU.
 
     Args:
         x: compact input.
-        running_mean, running_var: full statistics (K,), updated in place at active entries when training.
-        weight, bias: compact (k,) - gradients are compact - or full (K,) - gradients are dense with zeros.
+        running_mean, running_var: full statistics (K,), updated in place at active entries when
+            training.
+        weight, bias: compact (k,) - gradients are compact - or full (K,) - gradients are dense with
+            zeros.
         training: use the statistics of the batch instead of the running ones.
         momentum, eps: as in `torch.nn.functional.batch_norm`.
         active: the channels x holds; None means all.
         relu: apply ReLU to the output.
-        probe: zeros, (k,) or (N, k), whose gradient becomes the signed sum of (dL/dh) h over the batch and
-            pixels, or over pixels, where h is the normalised output before ReLU.
+        probe: zeros, (k,) or (N, k), whose gradient becomes the signed sum of (dL/dh) h over the
+            batch and pixels, or over pixels, where h is the normalised output before ReLU.
 
     Raises:
-        ValueError: on a channel count that disagrees, missing running statistics in evaluation, or a
-            single value per channel in training.
+        ValueError: on a channel count that disagrees, missing running statistics in evaluation, or
+            a single value per channel in training.
 
     Shape:
         x (N, k, ...); out: the same.

@@ -1,10 +1,12 @@
 """Convolution of the active input channels into the active output channels.
 
-Legend: N batch, K out and C in channels (``k``, ``c``: active counts), H W input, P Q output, R S filter, G groups.
+Legend: N batch, K out and C in channels (``k``, ``c``: active counts), H W input, P Q output,
+R S filter, G groups.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,10 +83,7 @@ def _wgrad_fake(
 
 def _macs(y: Sequence[int], channels: int, kernel: Sequence[int], active_groups: int) -> int:
     """Count multiply-accumulates of y (N, k, P, Q) from c channels with an R x S filter."""
-    macs = channels // active_groups * kernel[0] * kernel[1]
-    for size in y:
-        macs *= size
-    return macs
+    return math.prod(y) * (channels // active_groups) * kernel[0] * kernel[1]
 
 
 def _fwd_flops(x: Any, weight: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
@@ -130,8 +129,9 @@ channel_conv2d_wgrad = register(
 class ChannelConv2dFunction(torch.autograd.Function):
     """Backward computes the active slice only; a full weight receives it scattered into zeros.
 
-    ``probe`` is a tensor of zeros, (k,) or (N, k), that nothing reads: its "gradient" is the signed saliency
-    sum (dL/dy) y, per channel or per sample and channel. So saliency needs neither hooks nor an extra pass.
+    ``probe`` is a tensor of zeros, (k,) or (N, k), that nothing reads: its "gradient" is the signed
+    saliency sum (dL/dy) y, per channel or per sample and channel. So saliency needs neither hooks
+    nor an extra pass.
     """
 
     @staticmethod
@@ -172,6 +172,7 @@ class ChannelConv2dFunction(torch.autograd.Function):
             else:
                 weight_c = weight
             bias_c = bias if bias is None or out_idx is None else bias[out_idx]
+            assert dw is not None
             dprobe = _batch_saliency(weight_c, dw, bias_c, db)
         elif ctx.has_probe:  # y again: what was saved may have been changed in place since
             y = channel_conv2d_fwd(x, weight, bias, *lists, *ctx.geometry)
@@ -218,7 +219,8 @@ def channel_conv2d(
         x: dense or compact input; its channel count tells which.
         weight: full filter; its gradient is dense, zero outside the active slice.
         bias: full bias.
-        stride, padding, dilation: as in `torch.nn.functional.conv2d`, ``"same"`` and ``"valid"`` included.
+        stride, padding, dilation: as in `torch.nn.functional.conv2d`, ``"same"`` and ``"valid"``
+            included.
         groups: groups of the full convolution; depthwise when equal to its channels.
         in_active: active input channels; None means all.
         out_active: active output channels; None means all.
@@ -265,7 +267,7 @@ def conv2d_padding(
     padding: int | Sequence[int] | str,
     dilation: Sequence[int],
 ) -> tuple[Tensor, list[int]]:
-    """Resolve ``padding``; an uneven ``"same"`` pads x by the odd pixel, at the end, as torch does."""
+    """Resolve ``padding``; an uneven ``"same"`` pads x by the odd pixel at the end, as torch."""
     if not isinstance(padding, str):
         return x, _pair(padding)
     if padding == "valid":

@@ -1,10 +1,12 @@
 """Linear layer from the active input features to the active output features.
 
-Legend: K out and C in channels (``k``, ``c`` active); each input channel has ``inner`` features (pixels).
+Legend: K out and C in channels (``k``, ``c`` active); each input channel has ``inner``
+features (pixels).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -61,23 +63,16 @@ def _wgrad_fake(dy: Tensor, x: Tensor) -> Tensor:
     return x.new_empty((dy.shape[-1], x.shape[-1]))
 
 
-def _product(shape: Any) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
-
-
 def _fwd_flops(x: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
-    return 2 * _product(x) * out_shape[-1]
+    return 2 * int(math.prod(x) * out_shape[-1])
 
 
 def _dgrad_flops(dy: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
-    return 2 * _product(dy) * out_shape[-1]
+    return 2 * int(math.prod(dy) * out_shape[-1])
 
 
 def _wgrad_flops(dy: Any, x: Any, **_: Any) -> int:
-    return 2 * _product(dy) * x[-1]
+    return 2 * int(math.prod(dy) * x[-1])
 
 
 channel_linear_fwd = register(
@@ -191,7 +186,7 @@ def _as_compact(x: Tensor, active: ChannelSet, inner: int) -> Tensor:
     if x.shape[-1] != active.num_channels * inner:
         what = f"{active.num_channels * inner} (dense) or {len(active) * inner} (compact) features"
         raise ValueError(expected(what, x.shape[-1], "x"))
-    channels = x.unflatten(-1, (active.num_channels, inner))
+    channels: Tensor = x.unflatten(-1, (active.num_channels, inner))
     return channels.index_select(-2, active.to(x.device).indices).flatten(-2)
 
 

@@ -11,8 +11,8 @@ __all__ = ["active_groups"]
 def active_groups(groups: int, in_active: ChannelSet | None, out_active: ChannelSet | None) -> int:
     """Count the groups of a convolution that exist for the given sets.
 
-    A group exists when it has active channels on both sides; the existing ones must have equal counts,
-    since a dense grouped convolution computes them. Depthwise: equal sets on both sides.
+    A group exists when it has active channels on both sides; the existing ones must have equal
+    counts, since a dense grouped convolution computes them. Depthwise: equal sets on both sides.
 
     Raises:
         ValueError: on unequal counts, or a group that is active on one side only.

@@ -1,11 +1,12 @@
 """Where a parameter meets its active sets: packed leaves, whose gradients are compact.
 
-torch does not let a backward return a slice of a parameter's gradient. So the active slice is packed into a leaf
-tensor of its own; backward fills that leaf's ``.grad``; the optimizer updates the leaf and writes it back.
-No dense gradient exists on the way.
+torch does not let a backward return a slice of a parameter's gradient. So the active slice is
+packed into a leaf tensor of its own; backward fills that leaf's ``.grad``; the optimizer updates
+the leaf and writes it back. No dense gradient exists on the way.
 
-A leaf lives until the optimizer consumes it - until torch itself would refuse a second backward, because the weight
-was modified in place. Its storage is then reused, as fresh memory costs a page fault every 4 kB.
+A leaf lives until the optimizer consumes it - until torch itself would refuse a second backward,
+because the weight was modified in place. Its storage is then reused, as fresh memory costs a page
+fault every 4 kB.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ __all__ = ["CompactGrad", "ParameterSlot", "SliceRows", "parameter_slots"]
 class CompactGrad(NamedTuple):
     """The gradient of a parameter's active slice.
 
-    ``tensor`` is packed, (len(out_active), len(in_active), ...), unless ``mask`` is given: then it is dense, the sum
-    of gradients over different sets, and ``mask``, broadcastable to it, is true at the active entries.
+    ``tensor`` is packed, (len(out_active), len(in_active), ...), unless ``mask`` is given: then it
+    is dense, the sum of gradients over different sets, and ``mask``, broadcastable to it, is true
+    at the active entries.
     """
 
     tensor: Tensor
@@ -38,7 +40,7 @@ class CompactGrad(NamedTuple):
 
 
 class SliceRows(NamedTuple):
-    """Rows of a dense tensor, viewed as (-1, row), that make up an active slice of the given shape."""
+    """Rows of a dense tensor, viewed as (-1, row), that make up an active slice of some shape."""
 
     rows: Tensor
     row: int
@@ -65,7 +67,7 @@ class _Leaf(NamedTuple):
 
 
 class ParameterSlot:
-    """One parameter, its current active sets, and the packed leaves made of it since the last optimizer step.
+    """One parameter, its active sets, and the packed leaves made since the last optimizer step.
 
     Args:
         parameter: full parameter, (K, C / groups, ...) or (K,); for a linear weight (K, C * inner).
@@ -74,7 +76,7 @@ class ParameterSlot:
         packable: whether its layer can compute with packed leaves (a masked layer cannot).
 
     Attributes:
-        compact: gradients are packed (True) or dense ``.grad``s with zeros (False). Set by `dcx.optim`.
+        compact: gradients are packed (True), set by `dcx.optim`, or dense ``.grad``s with zeros.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class ParameterSlot:
         self._buffer_busy = False
 
     def set_active(self, out: ChannelSet | None, in_: ChannelSet | None = None) -> None:
-        """Choose the sets of the next forward; gradients that exist keep the sets they were made with."""
+        """Choose the sets of the next forward; gradients that exist keep their own."""
         if out is self.out_active and in_ is self.in_active:
             return
         if self.parameter.grad is not None and not self.compact:
@@ -124,7 +126,7 @@ class ParameterSlot:
     def rows(
         self, out: ChannelSet | None = None, in_: ChannelSet | None = None, current: bool = True
     ) -> SliceRows | None:
-        """Return where the slice of the current (or the given) sets lies; None when it is everything."""
+        """Return where the slice of the current (or given) sets lies; None if it is everything."""
         if current:
             out, in_ = self.out_active, self.in_active
         device = self.parameter.device
@@ -165,7 +167,7 @@ class ParameterSlot:
     # --- backward has run -------------------------------------------------------------------------
 
     def gradient(self) -> CompactGrad | None:
-        """Return the gradient since the last step, promoted to a dense one if the sets changed between."""
+        """Return the gradient since the last step, promoted to dense if the sets changed."""
         if not self.compact:
             return self._masked_gradient()
         with_grad = [leaf for leaf in self._leaves if leaf.tensor.grad is not None]
@@ -197,7 +199,7 @@ class ParameterSlot:
         return CompactGrad(grad, None, None, self._mask(sets))
 
     def _mask(self, sets: list[tuple[ChannelSet | None, ChannelSet | None]]) -> Tensor | None:
-        """Return a bool tensor of the parameter's shape, true at the union of the sets; None for all."""
+        """Return a bool tensor like the parameter, true at the union of the sets; None for all."""
         if any((o is None or o.is_full) and (i is None or i.is_full) for o, i in sets):
             return None
         mask = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device)
@@ -208,7 +210,7 @@ class ParameterSlot:
         return mask
 
     def consumable(self) -> tuple[Tensor, SliceRows | None] | None:
-        """Return the one live leaf an optimizer may update in place, or None (none, or promoted)."""
+        """Return the one leaf an optimizer may update in place, or None (none, or promoted)."""
         with_grad = [leaf for leaf in self._leaves if leaf.tensor.grad is not None]
         if not self.compact or len(with_grad) != 1:
             return None

@@ -1,4 +1,4 @@
-"""Packing the active slice of a weight, and its transpose: the raw operators under every dense gradient."""
+"""Packing the active slice of a weight, and its transpose: raw operators."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def _unpack_fake(
 
 
 pack_weight = register(
-    "pack_weight(Tensor weight, Tensor? out_idx, Tensor? in_idx, int groups, int active_groups) -> Tensor",
+    "pack_weight(Tensor weight, Tensor? out_idx, Tensor? in_idx, int groups, int active_groups)"
+    " -> Tensor",
     _pack,
     _pack_fake,
 )

@@ -1,4 +1,4 @@
-"""What the active-slice optimizers share: the walk over parameters, torch's own update on slices."""
+"""What active-slice optimizers share: the walk over parameters, torch's own update on slices."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ Inactive = Literal["frozen", "decay"]
 class ActiveSliceOptimizer(torch.optim.Optimizer):
     """A torch optimizer whose step touches active slices only.
 
-    State tensors are full, keyed and laid out as torch's, so that state_dicts are interchangeable. A step gathers
-    the slice of each state tensor, runs torch's own update on packed tensors, and writes the slices back. What the
-    packed path cannot do - gradients over different sets since the last step, masked execution, ``inactive="decay"``
+    State tensors are full, keyed and laid out as torch's, so that state_dicts are interchangeable.
+    A step gathers the slice of each state tensor, runs torch's own update on packed tensors, and
+    writes the slices back. What the packed path cannot do - gradients over different sets since the
+    last step, masked execution, ``inactive="decay"``
     - is done on full tensors, exactly and more slowly.
 
     Args:
@@ -55,7 +56,7 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         self._adopt_slots()
 
     def _adopt_slots(self) -> dict[Tensor, ParameterSlot]:
-        """Map parameters to slots, new ones included, and ask the sparse layers for compact gradients."""
+        """Map parameters to slots, new ones included; ask their layers for compact gradients."""
         dense = getattr(self._model, "grads", "compact") == "dense"
         slots = {slot.parameter: slot for _, slot in parameter_slots(self._model)}
         for slot in slots.values():
@@ -152,7 +153,7 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         return dense
 
     def _scratch_for(self, name: str, rows: SliceRows, like: Tensor) -> Tensor:
-        """Return persistent memory for one gathered state tensor: fresh pages would cost page faults."""
+        """Return persistent memory for one gathered state tensor: fresh pages cost page faults."""
         key = (name, like.device, like.dtype)
         needed = rows.rows.shape[0] * rows.row
         buffer = self._scratch.get(key)

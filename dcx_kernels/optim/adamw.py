@@ -16,7 +16,7 @@ __all__ = ["AdamW"]
 
 
 class AdamW(ActiveSliceOptimizer):
-    """`torch.optim.AdamW` that updates active slices only. The step count is one a parameter, as in torch.
+    """`torch.optim.AdamW` on active slices only; one step count a parameter, as in torch.
 
     Args:
         model: the module to train.

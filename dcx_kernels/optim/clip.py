@@ -45,7 +45,9 @@ def clip_grad_norm_(
     if not tensors:
         return torch.tensor(0.0)
     norms = torch._foreach_norm(tensors, norm_type)
-    total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]), norm_type)
+    total: Tensor = torch.linalg.vector_norm(
+        torch.stack([n.to(norms[0].device) for n in norms]), norm_type
+    )
     if error_if_nonfinite and not torch.isfinite(total):
         raise NonFiniteError(expected("a finite gradient norm", float(total)))
     factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)

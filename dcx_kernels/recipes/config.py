@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dcx_kernels.errors import expected
 
@@ -47,8 +48,8 @@ class DCEConfig:
     """
 
     density: float = 0.4
-    selector: str = "cucb"
-    procedure: str = "two-stage"
+    selector: Literal["cucb", "random", "static"] = "cucb"
+    procedure: Literal["two-stage", "single-stage"] = "two-stage"
     epochs: int = 160
     select_epochs: int | None = None
     finetune_epochs: int | None = None
@@ -56,8 +57,8 @@ class DCEConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    inactive: str = "frozen"
-    saliency: str = "batch"
+    inactive: Literal["frozen", "decay"] = "frozen"
+    saliency: Literal["batch", "sample"] = "batch"
     tau: int | None = None
     min_active: int = 1
     round_to: int = 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.data import ImageData, Loader, eval_loader, load, train_loader
 from dcx_kernels.errors import expected
-from dcx_kernels.graph import convert, save_compact
+from dcx_kernels.graph import ChannelModel, convert, save_compact
 from dcx_kernels.models import build
 from dcx_kernels.recipes.config import DCEConfig
 from dcx_kernels.recipes.dce import Loaders, finetune, train_plain, train_selected
@@ -121,15 +121,15 @@ def run_experiment(
     def dense() -> nn.Module:
         return build_dense(shared, config.seed, device, experiment.channels_last)
 
-    def selectable(execution: str) -> Callable[[], nn.Module]:
-        return lambda: convert(dense(), example, execution=execution, saliency=config.saliency)
+    def selectable(execution: Literal["sparse", "mask"]) -> ChannelModel:
+        return convert(dense(), example, execution=execution, saliency=config.saliency)
 
     try:
-        sparse_model = selectable("sparse")()
+        sparse_model = selectable("sparse")
         sparse = train_selected(sparse_model, loaders, config, run)
         stages = {"sparse": sparse}
         if "mask" in experiment.compare:
-            stages["mask"] = train_selected(selectable("mask")(), loaders, config, run, "mask")
+            stages["mask"] = train_selected(selectable("mask"), loaders, config, run, "mask")
         if "dense" in experiment.compare:
             stages["dense"] = train_plain(dense(), loaders, config, run)
         stages["thin"] = thin = finetune(sparse, loaders, config, run)
@@ -167,7 +167,9 @@ def build_dense(
     torch.manual_seed(seed)
     model = build(identity["model"], identity["classes"], width=identity["width"])
     model = model.to(device or torch.device("cpu"))
-    return model.to(memory_format=torch.channels_last) if channels_last else model
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def _loaders(

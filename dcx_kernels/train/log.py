@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 from dcx_kernels.train.atomic import replace_text
@@ -20,11 +21,11 @@ class Log:
     """The rows of one arm (sparse, mask, dense, thin) in the log file that all arms share.
 
     Args:
-        path: the log file; created when the first row is written.
+        path: the log file, created when the first row is written; None counts rows only.
         arm: name written into each row.
     """
 
-    def __init__(self, path: Path, arm: str) -> None:
+    def __init__(self, path: Path | None, arm: str = "") -> None:
         self.path = path
         self.arm = arm
         self.rows = 0
@@ -37,6 +38,9 @@ class Log:
         that none is doubled. A line torn by a kill goes as well.
         """
         self.close()
+        if self.path is None:
+            self.rows = rows
+            return
         kept: list[dict[str, Any]] = []
         self.rows = 0
         for row in read_rows(self.path):
@@ -50,12 +54,14 @@ class Log:
 
     def write(self, **row: Any) -> None:
         """Append one row and hand it to the operating system."""
+        self.rows += 1
+        if self.path is None:
+            return
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
         self._file.write(json.dumps({"arm": self.arm, **row}) + "\n")
         self._file.flush()
-        self.rows += 1
 
     def sync(self) -> None:
         """Force the rows to disk: done before each checkpoint, which counts on them."""
@@ -67,6 +73,17 @@ class Log:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

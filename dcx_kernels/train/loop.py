@@ -83,7 +83,7 @@ class Trainer:
         self.schedule = schedule
         self.checkpoint_path = None if checkpoint_dir is None else checkpoint_dir / CHECKPOINT
         self.checkpoint_every = checkpoint_every
-        self.log = log
+        self.log = log if log is not None else Log(None)
         self.progress: Progress = progress if progress is not None else Silent()
         self.config = dict(config or {})
         self.position = Position()
@@ -116,7 +116,7 @@ class Trainer:
         self.progress.start(epochs, len(loader), self.position)
         snapshot = Snapshot(self.model, self.selector)
         end = epochs if until is None else min(epochs, until)
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, self.log:
             while self.position.epoch < end:
                 began = time.perf_counter()
                 factor = self.schedule(self.position.epoch, epochs)
@@ -180,15 +180,13 @@ class Trainer:
         self.save()
 
     def _report(self, row: dict[str, Any]) -> None:
-        if self.log is not None:
-            self.log.write(**row)
+        self.log.write(**row)
         self.progress.show(self.position, row)
 
     def save(self) -> None:
         """Write the checkpoint; does nothing without ``checkpoint_dir``."""
         if self.checkpoint_path is not None:
-            if self.log is not None:
-                self.log.sync()
+            self.log.sync()
             checkpoint.save(self.checkpoint_path, state.capture(self))
 
     def load(self, path: Path) -> None:

@@ -17,15 +17,15 @@ __all__ = ["channels", "preserved"]
 def preserved(model: nn.Module) -> Iterator[None]:
     """Restore each module's training flag, the active sets and the saliency setting on exit."""
     modes = [(module, module.training) for module in model.modules()]
-    channel = isinstance(model, ChannelModel)
-    active = dict(model.active) if channel else {}
-    reduction = model.saliency_reduction if channel else None
+    active, reduction = {}, None
+    if isinstance(model, ChannelModel):
+        active, reduction = model.active, model.saliency_reduction
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
-        if channel:
+        if isinstance(model, ChannelModel):
             model.set_active(active)
             model.saliency_reduction = reduction
 

@@ -35,7 +35,7 @@ def capture(trainer: Trainer) -> Tree:
         else {"kind": type(selector).__name__, "state": dict(selector.state_dict())},
         "rng": rng.capture(),
         "position": trainer.position.as_dict(),
-        "log_rows": 0 if trainer.log is None else trainer.log.rows,
+        "log_rows": trainer.log.rows,
     }
 
 
@@ -65,8 +65,7 @@ def restore(trainer: Trainer, state: Tree) -> None:
     trainer.optimizer.load_state_dict(state["optimizer"]["state"])
     trainer.model.load_state_dict(state["model"])
     trainer.position.load_dict(state["position"])
-    if trainer.log is not None:
-        trainer.log.truncate(state["log_rows"])
+    trainer.log.truncate(state["log_rows"])
     rng.restore(state["rng"])
 
 
