@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.cli.console import make_console
 from dcx_kernels.errors import CheckpointError
 from dcx_kernels.graph import compact, convert, load_compact, save_compact
 from dcx_kernels.recipes.config import DCEConfig
@@ -50,7 +50,7 @@ def export(
         raise ValueError("expected --onnx FILE or --thin FILE, got neither: nothing to write")
     if not source.exists():
         raise ValueError(f"expected a run directory or a checkpoint, got {source}: no such file")
-    console = Console(soft_wrap=True)
+    console = make_console()
     example = torch.zeros(1, 3, image_size, image_size)
     path = source / THIN if source.is_dir() else source
     if not path.exists():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from dcx_kernels._env import ENV_VARS
+from dcx_kernels.cli.console import make_console
 from dcx_kernels.kernels import backend
 from dcx_kernels.train.machine import describe_device, describe_machine, versions
 
@@ -17,7 +17,7 @@ __all__ = ["info"]
 
 def info() -> int:
     """Print versions, devices, threads, environment variables and backends."""
-    console = Console(soft_wrap=True)
+    console = make_console()
     console.print(_table("versions", list(versions().items())))
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from dcx_kernels.cli.console import make_console
 from dcx_kernels.errors import expected
 from dcx_kernels.graph import ChannelModel, convert, cost
 from dcx_kernels.models import build
@@ -33,7 +33,7 @@ def inspect(*, model: str, width: float, density: float, classes: int, image_siz
     converted = convert(dense, torch.zeros(1, 3, image_size, image_size))
     full = cost(converted).macs
     converted.set_active(first_channels(converted.groups, density))
-    console = Console(soft_wrap=True)
+    console = make_console()
     console.print(_groups(converted, f"{model} x {width:g}: channel groups"))
     console.print(_layers(converted, f"cost of one image at density {density:g}", full))
     return 0

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dcx_kernels.cli.console import make_console
 from dcx_kernels.errors import CheckpointError
 from dcx_kernels.recipes.config import DCEConfig
 from dcx_kernels.recipes.experiment import RESULT, THIN, Experiment, Outcome, run_experiment
@@ -58,7 +59,7 @@ def train(
         **settings: fields of `DCEConfig`.
     """
     began = time.perf_counter()
-    console = Console(soft_wrap=True)
+    console = make_console()
     if threads is not None:
         torch.set_num_threads(threads)
     experiment = Experiment(data, model, width, compare, device, channels_last)

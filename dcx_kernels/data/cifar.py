@@ -103,7 +103,4 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} does not belong into a CIFAR file")
-        if name == "_reconstruct":
-            # NumPy moved it in 2.0 and warns at the old place, which old files still name
-            return np.zeros(0).__reduce__()[0]
         return super().find_class(module, name)

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import fx, nn
 
-from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.graph.execution import Groups, Sets, measured_at
 from dcx_kernels.graph.groups import ChannelGroup, Member
 from dcx_kernels.graph.trace import Program
@@ -25,10 +24,16 @@ class SparseExecution:
 
     name = "sparse"
 
+    def __init__(self) -> None:
+        self._sides: dict[str, tuple[str | None, str | None]] = {}  # layer: (out, in) group
+
     def prepare(self, root: nn.Module, programs: dict[bool, Program], groups: Groups) -> None:
         """Put a sparse layer in the place of every member; a norm swallows the ReLU behind it."""
-        for group in groups.values():
+        for name, group in groups.items():
             for member in group.members:
+                out, in_ = self._sides.get(member.module, (None, None))
+                sides = (out, name) if member.role == "consumer" else (name, in_)
+                self._sides[member.module] = sides
                 layer = root.get_submodule(member.module)
                 if not isinstance(layer, ChannelLayer):
                     _replace(root, member.module, _sparse(layer, member))
@@ -39,18 +44,14 @@ class SparseExecution:
 
     def apply(self, model: nn.Module, groups: Groups, active: Sets) -> None:
         """Set input and output channels of every layer."""
-        sides: dict[str, dict[str, ChannelSet | None]] = {}
-        for name, group in groups.items():
-            for member in group.members:
-                side = sides.setdefault(member.module, {})
-                side["in" if member.role == "consumer" else "out"] = active.get(name)
-        for name, side in sides.items():
+        for name, (out, in_) in self._sides.items():
             layer = model.get_submodule(name)
+            out_active = active.get(out) if out is not None else None
             if isinstance(layer, SparseChannelBatchNorm2d):
-                layer.set_active(side["out"])
+                layer.set_active(out_active)
             else:
                 assert isinstance(layer, (SparseChannelConv2d, SparseChannelLinear))
-                layer.set_active(side.get("out"), side.get("in"))
+                layer.set_active(out_active, active.get(in_) if in_ is not None else None)
 
     def measure(self, model: nn.Module, groups: Groups, reduction: Reduction | None) -> None:
         """Switch the probe of each selectable group's measuring layer."""

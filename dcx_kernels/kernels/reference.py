@@ -29,7 +29,10 @@ __all__ = [
     "unpack",
 ]
 
-_aten = torch.ops.aten
+# overloads by name: resolving them anew costs 10 us a call
+_convolution_backward = torch.ops.aten.convolution_backward.default
+_threshold_backward = torch.ops.aten.threshold_backward.default
+_native_batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
 # --- moving weights: the active slice of a weight is a list of rows of a 2-D view -----------------
@@ -75,7 +78,8 @@ def gather_rows(dense: Tensor, rows: Tensor, row: int, out: Tensor | None = None
 
 def scatter_rows_(dense: Tensor, packed: Tensor, rows: Tensor, row: int) -> None:
     """Write ``packed`` back into the rows of ``dense`` it was gathered from."""
-    dense.view(-1, row).index_copy_(0, rows, packed.reshape(-1, row))
+    # index_put_ runs on all threads, index_copy_ on one
+    dense.view(-1, row).index_put_((rows,), packed.reshape(-1, row))
 
 
 def pack(
@@ -139,10 +143,9 @@ def channel_conv2d_fwd(
     """
     weight = _pack_or_same(weight, out_idx, in_idx, groups, active_groups)
     bias = _select(bias, out_idx)
-    y: Tensor = _aten.convolution(
+    return torch.convolution(
         x, weight, bias, stride, padding, dilation, False, [0, 0], active_groups
     )
-    return y
 
 
 def channel_conv2d_dgrad(
@@ -160,7 +163,7 @@ def channel_conv2d_dgrad(
     """Return dx (N, c, H, W); ``x`` gives shape and layout only."""
     weight = _pack_or_same(weight, out_idx, in_idx, groups, active_groups)
     args = (dy, x, weight, None, stride, padding, dilation, False, [0, 0], active_groups)
-    dx: Tensor = _aten.convolution_backward(*args, [True, False, False])[0]
+    dx: Tensor = _convolution_backward(*args, [True, False, False])[0]
     return dx
 
 
@@ -175,9 +178,9 @@ def channel_conv2d_wgrad(
 ) -> Tensor:
     """Return dw (k, c / G_act, R, S) of the active slice."""
     shape = (dy.shape[1], x.shape[1] // active_groups, *kernel_size)
-    weight = x.new_empty(1).expand(shape)  # convolution_backward reads the shape of it only
+    weight = x.new_empty(shape)  # only its shape is read; a stride of 0 would be made contiguous
     args = (dy, x, weight, None, stride, padding, dilation, False, [0, 0], active_groups)
-    dw: Tensor = _aten.convolution_backward(*args, [False, True, False])[1]
+    dw: Tensor = _convolution_backward(*args, [False, True, False])[1]
     return dw
 
 
@@ -256,6 +259,9 @@ def channel_batch_norm_fwd(
     Returns:
         y, and the mean and inverse standard deviation used, (k,) each.
     """
+    if training and x.numel() == 0:  # an empty batch leaves the statistics alone, as in torch
+        nothing = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        return x.clone(), nothing, nothing.clone()
     mean_c, var_c = _select(running_mean, active), _select(running_var, active)
     y, mean, invstd = torch.native_batch_norm(
         x, weight, bias, mean_c, var_c, training, momentum, eps
@@ -294,9 +300,9 @@ def channel_batch_norm_bwd(
     Returns:
         dx, dweight (k,), dbias (k,), and the signed sum of (dL/dh) h.
     """
-    dh = dy if y is None else _aten.threshold_backward(dy, y, 0)
-    if training:
-        dx, dweight, dbias = _aten.native_batch_norm_backward(
+    dh = dy if y is None else _threshold_backward(dy, y, 0)
+    if training and x.numel():
+        dx, dweight, dbias = _native_batch_norm_backward(
             dh, x, weight, None, None, mean, invstd, True, eps, [True, True, True]
         )
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ class ChannelLayer(nn.Module):
     layer, and torch.compile does not recompile when a set changes.
     """
 
+    weight: Any
+    bias: Any
     _parameter_axes: dict[str, str] = {}  # noqa: RUF012 - per class: "out", or "out,in"
 
     def _init_channels(self) -> None:
@@ -59,16 +63,17 @@ class ChannelLayer(nn.Module):
         if changed:
             self.saliency_meter.reset()
 
-    def _parameter(self, name: str, compact: bool) -> Tensor | None:
-        """Return the packed leaf of a parameter, or the full parameter."""
-        if getattr(self, name) is None:
-            return None
-        parameter: Tensor = getattr(self, name)
-        return self.slots()[name].leaf() if compact else parameter
+    def _operands(self) -> tuple[bool, Tensor | None, Tensor | None]:
+        """Return whether this forward leaves compact gradients, and weight and bias for it.
 
-    def _grads_compact(self) -> bool:
-        """Whether this forward must leave compact gradients: a dcx optimizer is at work."""
-        return torch.is_grad_enabled() and any(s.compact for s in self.slots().values())
+        Under a dcx optimizer these are packed leaves, otherwise the full parameters.
+        """
+        slots = self.slots()
+        if torch.is_grad_enabled() and any(slot.compact for slot in slots.values()):
+            weight, bias = slots.get("weight"), slots.get("bias")
+            leaves = [None if slot is None else slot.leaf() for slot in (weight, bias)]
+            return True, leaves[0], leaves[1]
+        return False, self.weight, self.bias
 
     def _check_set(self, active: ChannelSet | None, size: int, which: str) -> None:
         if active is not None and not isinstance(active, ChannelSet):
@@ -82,11 +87,11 @@ class ChannelLayer(nn.Module):
     # ------------------------------------------------
 
     def _verify_tag(self, x: Tensor) -> None:
-        if not check_enabled():
-            return
         tag: ChannelSet | None = getattr(x, "_dcx_active", None)
         mine = self.in_active
-        if tag is not None and mine is not None and tag != mine and x.shape[1] == len(mine):
+        if tag is None or mine is None or not check_enabled():
+            return
+        if tag != mine and x.shape[1] == len(mine):
             raise ValueError(expected(f"x over {mine}", f"x over {tag}", self.layer_name))
 
     def _tag(self, y: Tensor) -> Tensor:

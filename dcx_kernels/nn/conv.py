@@ -82,8 +82,7 @@ class SparseChannelConv2d(ChannelLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x (N, C or c, H, W): (N, K, P, Q), or (N, k, P, Q) if ``compact_output``."""
         self._verify_tag(x)
-        compact = self._grads_compact()
-        weight, bias = self._parameter("weight", compact), self._parameter("bias", compact)
+        compact, weight, bias = self._operands()
         padding: Any = self.padding
         try:
             if self.padding_mode != "zeros":

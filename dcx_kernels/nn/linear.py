@@ -64,8 +64,7 @@ class SparseChannelLinear(ChannelLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the active slice of the layer."""
-        compact = self._grads_compact()
-        weight, bias = self._parameter("weight", compact), self._parameter("bias", compact)
+        compact, weight, bias = self._operands()
         assert weight is not None
         try:
             return channel_linear(

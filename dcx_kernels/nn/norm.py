@@ -62,13 +62,13 @@ class SparseChannelBatchNorm2d(ChannelLayer, nn.BatchNorm2d):
         if x.dim() != 4:
             raise ValueError(expected("a 4-D input", f"{x.dim()}-D", self.layer_name))
         self._verify_tag(x)
-        compact = self._grads_compact()
+        _, weight, bias = self._operands()
         batch_statistics = self.training or self.running_mean is None
         try:
             y = channel_batch_norm(
                 x, self.running_mean if self.track_running_stats else None,
                 self.running_var if self.track_running_stats else None,
-                self._parameter("weight", compact), self._parameter("bias", compact),
+                weight, bias,
                 batch_statistics, self._momentum(), self.eps,
                 active=self.out_active, relu=self.relu, probe=self._probe(x),
             )  # fmt: skip

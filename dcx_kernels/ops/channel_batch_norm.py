@@ -171,12 +171,24 @@ def channel_batch_norm(
     if training and x.numel() == x.shape[1]:
         what = "more than 1 value per channel when training"
         raise ValueError(expected(what, f"input size {tuple(x.shape)}"))
+    size = num_active if active is None else active.num_channels
+    _check_vector("running_mean", running_mean, size)
+    _check_vector("running_var", running_var, size)
+    _check_vector("weight", weight, size, num_active)
+    _check_vector("bias", bias, size, num_active)
     idx = None if active is None or active.is_full else active.to(x.device).indices
     weight, bias = _compact(weight, idx), _compact(bias, idx)
     y: Tensor = ChannelBatchNormFunction.apply(
         x, weight, bias, running_mean, running_var, idx, training, momentum, eps, relu, probe
     )
     return y
+
+
+def _check_vector(name: str, vector: Tensor | None, size: int, compact: int | None = None) -> None:
+    if vector is None or vector.shape[0] in (size, compact):
+        return
+    what = f"{size} values" if compact is None else f"{compact} (compact) or {size} (full) values"
+    raise ValueError(expected(what, tuple(vector.shape), name))
 
 
 def _compact(vector: Tensor | None, idx: Tensor | None) -> Tensor | None:

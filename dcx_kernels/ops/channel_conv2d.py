@@ -176,7 +176,7 @@ class ChannelConv2dFunction(torch.autograd.Function):
             dprobe = _batch_saliency(weight_c, dw, bias_c, db)
         elif ctx.has_probe:  # y again: what was saved may have been changed in place since
             y = channel_conv2d_fwd(x, weight, bias, *lists, *ctx.geometry)
-            dprobe = (dy * y).flatten(2).sum(2)
+            dprobe = (dy.to(torch.promote_types(dy.dtype, torch.float32)) * y).flatten(2).sum(2)
         if dw is not None and (in_idx is not None or out_idx is not None):
             dw = unpack_weight(dw, list(weight.shape), out_idx, in_idx, groups, active)
         if db is not None and out_idx is not None:
@@ -190,7 +190,7 @@ def _batch_saliency(weight: Tensor, dw: Tensor, bias: Tensor | None, db: Tensor 
     signed = (weight.to(acc) * dw).flatten(1).sum(1)
     if bias is not None:
         assert db is not None
-        signed = signed + bias * db
+        signed = signed + bias.to(acc) * db
     return signed
 
 
@@ -248,9 +248,9 @@ def channel_conv2d(
         raise ValueError(expected("x of shape (N, C, H, W) or (C, H, W)", tuple(x.shape), "x"))
     if in_active is not None:
         x = _as_compact(x, in_active)
-    active = active_groups(groups, in_active, out_active)
     if not packed:
-        _check_full_weight(x, weight, groups, in_active, out_active)
+        _check_full_weight(x, weight, bias, groups, in_active, out_active)
+    active = active_groups(groups, in_active, out_active)
     window = _pair(stride), _pair(dilation)
     x, pads = conv2d_padding(x, weight.shape[2:], window[0], padding, window[1])
     x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
@@ -294,6 +294,7 @@ def _as_compact(x: Tensor, active: ChannelSet) -> Tensor:
 def _check_full_weight(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     groups: int,
     in_active: ChannelSet | None,
     out_active: ChannelSet | None,
@@ -304,6 +305,11 @@ def _check_full_weight(
     if weight.shape[1] * groups != channels:
         what = f"a weight for {channels} input channels in {groups} groups"
         raise ValueError(expected(what, tuple(weight.shape), "weight"))
+    if weight.shape[0] % groups:
+        what = f"output channels in {groups} equal groups"
+        raise ValueError(expected(what, weight.shape[0], "weight"))
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(expected(f"{weight.shape[0]} values", tuple(bias.shape), "bias"))
     if out_active is not None and out_active.num_channels != weight.shape[0]:
         what = f"out_active of {weight.shape[0]} channels"
         raise ValueError(expected(what, out_active.num_channels, "weight"))

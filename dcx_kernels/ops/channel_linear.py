@@ -173,7 +173,7 @@ def channel_linear(
     if in_active is not None:
         x = _as_compact(x, in_active, inner)
     if not packed:
-        _check_full_weight(x, weight, in_active, out_active, inner)
+        _check_full_weight(x, weight, bias, in_active, out_active, inner)
     x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
     lists = (None, None) if packed else (_list(in_active, x), _list(out_active, x))
     y: Tensor = ChannelLinearFunction.apply(x, weight, bias, *lists, inner)
@@ -193,6 +193,7 @@ def _as_compact(x: Tensor, active: ChannelSet, inner: int) -> Tensor:
 def _check_full_weight(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     in_active: ChannelSet | None,
     out_active: ChannelSet | None,
     inner: int,
@@ -200,6 +201,8 @@ def _check_full_weight(
     features = x.shape[-1] if in_active is None else in_active.num_channels * inner
     if weight.dim() != 2 or weight.shape[1] != features:
         raise ValueError(expected(f"a (K, {features}) weight", tuple(weight.shape), "weight"))
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(expected(f"{weight.shape[0]} values", tuple(bias.shape), "bias"))
     if out_active is not None and out_active.num_channels != weight.shape[0]:
         what = f"out_active of {weight.shape[0]} channels"
         raise ValueError(expected(what, out_active.num_channels, "weight"))

@@ -15,6 +15,10 @@ __all__ = ["gather_channels", "scatter_channels"]
 
 
 def _gather(x: Tensor, active: Tensor, dim: int) -> Tensor:
+    if dim % x.dim() == 1 and _layout(x) == torch.channels_last:  # index_select would lose it
+        n, c, h, w = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(-1, c).index_select(1, active)
+        return rows.view(n, h, w, active.shape[0]).permute(0, 3, 1, 2)
     return x.index_select(dim, active)
 
 
@@ -26,7 +30,10 @@ def _scatter(x: Tensor, active: Tensor, dim: int, size: int) -> Tensor:
 
 
 def _gather_fake(x: Tensor, active: Tensor, dim: int) -> Tensor:
-    return x.index_select(dim, active)
+    shape = list(x.shape)
+    shape[dim] = active.shape[0]
+    layout = _layout(x) if dim % x.dim() == 1 else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def _scatter_fake(x: Tensor, active: Tensor, dim: int, size: int) -> Tensor:

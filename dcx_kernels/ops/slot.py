@@ -22,7 +22,7 @@ from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.kernels import reference
 from dcx_kernels.ops.grouping import active_groups
 
-__all__ = ["CompactGrad", "ParameterSlot", "SliceRows", "parameter_slots"]
+__all__ = ["CompactGrad", "PackedLeaf", "ParameterSlot", "SliceRows", "parameter_slots"]
 
 
 class CompactGrad(NamedTuple):
@@ -57,7 +57,9 @@ class SliceRows(NamedTuple):
         reference.scatter_rows_(dense, packed, self.rows, self.row)
 
 
-class _Leaf(NamedTuple):
+class PackedLeaf(NamedTuple):
+    """A packed active slice: its sets, where it lies, and of which state of the parameter it is."""
+
     tensor: Tensor
     out_active: ChannelSet | None
     in_active: ChannelSet | None
@@ -89,7 +91,7 @@ class ParameterSlot:
         self.compact = False
         self.out_active: ChannelSet | None = None
         self.in_active: ChannelSet | None = None
-        self._leaves: list[_Leaf] = []
+        self._leaves: list[PackedLeaf] = []
         self._earlier_sets: list[tuple[ChannelSet | None, ChannelSet | None]] = []
         self._generation = 0
         self._buffer: Tensor | None = None
@@ -120,7 +122,7 @@ class ParameterSlot:
                 tensor = rows.gather(self._dense(), self._storage(rows)).detach()
         tensor.requires_grad_(self.parameter.requires_grad)
         sets = (self.out_active, self.in_active)
-        self._leaves.append(_Leaf(tensor, *sets, rows, version, self._generation))
+        self._leaves.append(PackedLeaf(tensor, *sets, rows, version, self._generation))
         return tensor
 
     def rows(
@@ -134,6 +136,9 @@ class ParameterSlot:
         in_idx = None if in_ is None or in_.is_full else in_.to(device).indices
         if out_idx is None and in_idx is None:
             return None
+        if self.parameter.dim() == 1:
+            assert out_idx is not None
+            return SliceRows(out_idx, 1, (out_idx.shape[0],))
         groups = active_groups(self.groups, in_, out)
         dense = self._dense().shape
         rows, row = reference.row_index(dense, out_idx, in_idx, self.groups, groups)
@@ -209,14 +214,14 @@ class ParameterSlot:
             mask.view(-1, rows.row)[rows.rows] = True
         return mask
 
-    def consumable(self) -> tuple[Tensor, SliceRows | None] | None:
+    def consumable(self) -> PackedLeaf | None:
         """Return the one leaf an optimizer may update in place, or None (none, or promoted)."""
         with_grad = [leaf for leaf in self._leaves if leaf.tensor.grad is not None]
         if not self.compact or len(with_grad) != 1:
             return None
         leaf = with_grad[0]
         stale = leaf.version != (self.parameter._version, self.parameter.data_ptr())
-        return None if stale else (leaf.tensor, leaf.rows)
+        return None if stale else leaf
 
     def scale_(self, factor: Tensor) -> None:
         """Multiply every gradient since the last step by ``factor``."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from dcx_kernels.errors import expected
-from dcx_kernels.ops.slot import CompactGrad, ParameterSlot, SliceRows, parameter_slots
+from dcx_kernels.ops.slot import CompactGrad, ParameterSlot, parameter_slots
+from dcx_kernels.optim._task import Scratch, SliceTask
 
 __all__ = ["ActiveSliceOptimizer", "Inactive"]
 
 Inactive = Literal["frozen", "decay"]
+
+_CHUNK = 1 << 20  # elements
 
 
 class ActiveSliceOptimizer(torch.optim.Optimizer):
@@ -52,7 +55,7 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         self.inactive = inactive
         self._model = model
         super().__init__(model.parameters() if params is None else params, defaults)
-        self._scratch: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._scratch = Scratch()
         self._adopt_slots()
 
     def _adopt_slots(self) -> dict[Tensor, ParameterSlot]:
@@ -80,114 +83,82 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
                 loss = closure()
         slots = self._adopt_slots()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                self._step_parameter(group, parameter, slots.get(parameter))
+            for chunk in self._chunks(group, slots):
+                for fresh in (True, False):
+                    tasks = [task for task in chunk if task.fresh is fresh]
+                    if tasks:
+                        self._update(group, tasks, fresh)
+                for task in chunk:
+                    task.write_back()
+        for slot in slots.values():
+            slot.consume()
         return loss
 
-    def _step_parameter(
+    def _chunks(
+        self, group: dict[str, Any], slots: dict[Tensor, ParameterSlot]
+    ) -> Iterator[list[SliceTask]]:
+        """Yield the updates of a group, `_CHUNK` elements at a time: they stay in cache."""
+        chunk: list[SliceTask] = []
+        elements = 0
+        for parameter in group["params"]:
+            task = self._task(group, parameter, slots.get(parameter))
+            if task is None:
+                continue
+            if chunk and elements + task.packed.numel() > _CHUNK:
+                yield chunk
+                chunk, elements = [], 0
+                self._scratch.release()
+            task.gather(self._scratch)
+            chunk.append(task)
+            elements += task.packed.numel()
+        yield chunk
+        self._scratch.release()
+
+    def _task(
         self, group: dict[str, Any], parameter: Tensor, slot: ParameterSlot | None
-    ) -> None:
-        if slot is None:
-            if parameter.grad is not None:
-                self._update_full(group, parameter, parameter.grad, None)
-            return
-        gradient = slot.gradient()
-        if gradient is None:
-            return
-        if slot.compact and gradient.mask is None and self.inactive == "frozen":
-            self._update_slice(group, parameter, slot, gradient)
-        elif self.inactive == "decay":
-            self._update_full(group, parameter, self._as_dense(gradient, slot), None)
+    ) -> SliceTask | None:
+        """Decide how a parameter is updated: packed, in full, or in full where a mask is true."""
+        gradient: CompactGrad | None
+        if slot is not None:
+            gradient = slot.gradient()
         else:
-            self._update_full(group, parameter, gradient.tensor, gradient.mask)
-        slot.consume()
-
-    def _update_slice(
-        self,
-        group: dict[str, Any],
-        parameter: Tensor,
-        slot: ParameterSlot,
-        gradient: CompactGrad,
-    ) -> None:
-        leaf = slot.consumable()
-        if leaf is not None:
-            packed, rows = leaf
-        else:  # the parameter was modified after its forward
-            rows = slot.rows(gradient.out_active, gradient.in_active, current=False)
-            packed = parameter if rows is None else rows.gather(parameter)
-        if rows is None:
-            self._update_full(group, parameter, gradient.tensor, None)
-            return
-        packed = packed.detach()
-        state, fresh = self._state_of(parameter, group)
-        slices = {
-            name: rows.gather(tensor, self._scratch_for(name, rows, tensor))
-            for name, tensor in self._tensors(state).items()
-        }
-        self._update(group, packed, gradient.tensor, slices, state, fresh)
-        rows.scatter_(parameter, packed)
-        for name, tensor in self._tensors(state).items():
-            rows.scatter_(tensor, slices[name])
-
-    def _update_full(
-        self, group: dict[str, Any], parameter: Tensor, grad: Tensor, mask: Tensor | None
-    ) -> None:
-        state, fresh = self._state_of(parameter, group)
-        tensors = self._tensors(state)
-        if mask is None:
-            self._update(group, parameter, grad, tensors, state, fresh)
-            return
-        stepped = parameter.clone()
-        stepped_state = {name: tensor.clone() for name, tensor in tensors.items()}
-        self._update(group, stepped, grad, stepped_state, state, fresh)
-        parameter.copy_(torch.where(mask, stepped, parameter))
-        for name, tensor in tensors.items():
-            tensor.copy_(torch.where(mask, stepped_state[name], tensor))
-
-    def _as_dense(self, gradient: CompactGrad, slot: ParameterSlot) -> Tensor:
-        rows = slot.rows(gradient.out_active, gradient.in_active, current=False)
-        if not slot.compact or gradient.mask is not None or rows is None:
-            return gradient.tensor
-        dense = torch.zeros_like(slot.parameter)
-        rows.scatter_(dense, gradient.tensor)
-        return dense
-
-    def _scratch_for(self, name: str, rows: SliceRows, like: Tensor) -> Tensor:
-        """Return persistent memory for one gathered state tensor: fresh pages cost page faults."""
-        key = (name, like.device, like.dtype)
-        needed = rows.rows.shape[0] * rows.row
-        buffer = self._scratch.get(key)
-        if buffer is None or buffer.numel() < needed:
-            buffer = self._scratch[key] = like.new_empty(needed)
-        return buffer
-
-    def _tensors(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the state tensors of the parameter's shape."""
-        return {k: v for k, v in state.items() if k != "step" and isinstance(v, Tensor)}
-
-    def _state_of(self, parameter: Tensor, group: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Return the state of a parameter, created if need be, and whether it was."""
-        state: dict[str, Any] = self.state.get(parameter, {})
+            gradient = None if parameter.grad is None else CompactGrad(parameter.grad, None, None)
+        if gradient is None:
+            return None
+        state = self.state.get(parameter, {})
         fresh = self._create_state(state, parameter, group)
         if state:
             self.state[parameter] = state
-        return state, fresh
+        task = SliceTask(parameter, gradient.tensor, state, fresh)
+        if slot is None:
+            return task
+        if gradient.mask is not None or not slot.compact:
+            task.mask = None if self.inactive == "decay" else gradient.mask
+            return task
+        leaf = slot.consumable()
+        if leaf is not None:
+            rows = leaf.rows
+        else:
+            rows = slot.rows(gradient.out_active, gradient.in_active, current=False)
+        if rows is None:
+            return task
+        if self.inactive == "decay":
+            task.grad = torch.zeros_like(parameter)
+            rows.scatter_(task.grad, gradient.tensor)
+            return task
+        task.rows = rows
+        # without a leaf the parameter was modified after its forward: pack what it holds now
+        task.packed = rows.gather(parameter) if leaf is None else leaf.tensor.detach()
+        return task
 
     def _create_state(
         self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
     ) -> bool:
+        """Create the missing state of a parameter; return whether there was none."""
         raise NotImplementedError
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        parameter: Tensor,
-        grad: Tensor,
-        tensors: dict[str, Tensor],
-        state: dict[str, Any],
-        fresh: bool,
-    ) -> None:
-        """Run torch's update in place on a parameter and its state tensors, packed or full."""
+    def _update(self, group: dict[str, Any], tasks: list[SliceTask], fresh: bool) -> None:
+        """Run torch's update in place on the packed parameters and state tensors of ``tasks``."""
         raise NotImplementedError
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -201,4 +172,4 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_scratch", {})
+        self.__dict__.setdefault("_scratch", Scratch())

@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 
 from dcx_kernels.errors import expected
 from dcx_kernels.optim._active import ActiveSliceOptimizer, Inactive
+from dcx_kernels.optim._task import SliceTask
 
 __all__ = ["AdamW"]
 
@@ -76,20 +77,22 @@ class AdamW(ActiveSliceOptimizer):
             state["max_exp_avg_sq"] = torch.zeros_like(parameter)
         return True
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        parameter: Tensor,
-        grad: Tensor,
-        tensors: dict[str, Tensor],
-        state: dict[str, Any],
-        fresh: bool,
-    ) -> None:
-        maxima = [tensors["max_exp_avg_sq"]] if group["amsgrad"] else []
+    def _update(self, group: dict[str, Any], tasks: list[SliceTask], fresh: bool) -> None:
         beta1, beta2 = group["betas"]
+        amsgrad = group["amsgrad"]
         adamw(
-            [parameter], [grad], [tensors["exp_avg"]], [tensors["exp_avg_sq"]], maxima,
-            [state["step"]], amsgrad=group["amsgrad"], beta1=beta1, beta2=beta2, lr=group["lr"],
-            weight_decay=group["weight_decay"], eps=group["eps"], maximize=group["maximize"],
+            [task.packed for task in tasks],
+            [task.grad for task in tasks],
+            [task.tensors["exp_avg"] for task in tasks],
+            [task.tensors["exp_avg_sq"] for task in tasks],
+            [task.tensors["max_exp_avg_sq"] for task in tasks] if amsgrad else [],
+            [task.state["step"] for task in tasks],
+            amsgrad=amsgrad,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
             fused=not isinstance(group["lr"], Tensor),
-        )  # fmt: skip
+        )

@@ -11,6 +11,7 @@ from torch.optim.sgd import sgd
 
 from dcx_kernels.errors import expected
 from dcx_kernels.optim._active import ActiveSliceOptimizer, Inactive
+from dcx_kernels.optim._task import SliceTask
 
 __all__ = ["SGD"]
 
@@ -68,23 +69,23 @@ class SGD(ActiveSliceOptimizer):
         state["momentum_buffer"] = torch.zeros_like(parameter)
         return True
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        parameter: Tensor,
-        grad: Tensor,
-        tensors: dict[str, Tensor],
-        state: dict[str, Any],
-        fresh: bool,
-    ) -> None:
-        buffer = tensors.get("momentum_buffer")
+    def _update(self, group: dict[str, Any], tasks: list[SliceTask], fresh: bool) -> None:
+        buffers: list[Tensor | None] = [task.tensors.get("momentum_buffer") for task in tasks]
         # torch seeds a missing buffer with the undamped gradient
-        buffers: list[Tensor | None] = [None if fresh else buffer]
+        stepped: list[Tensor | None] = [None] * len(tasks) if fresh else list(buffers)
         sgd(
-            [parameter], [grad], buffers,
-            weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"],
-            dampening=group["dampening"], nesterov=group["nesterov"], maximize=group["maximize"],
+            [task.packed for task in tasks],
+            [task.grad for task in tasks],
+            stepped,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
             fused=not isinstance(group["lr"], Tensor),
-        )  # fmt: skip
-        if fresh and buffer is not None and buffers[0] is not None:
-            buffer.copy_(buffers[0])
+        )
+        if fresh:
+            for buffer, seeded in zip(buffers, stepped, strict=True):
+                assert buffer is not None and seeded is not None
+                buffer.copy_(seeded)

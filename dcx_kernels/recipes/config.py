@@ -85,6 +85,10 @@ class DCEConfig:
                 _positive(name, getattr(self, name))
         if not self.lr > 0:
             raise ValueError(expected("a positive learning rate", self.lr))
+        if not 0 <= self.momentum < 1:
+            raise ValueError(expected("a momentum in [0, 1)", self.momentum))
+        if not self.weight_decay >= 0:
+            raise ValueError(expected("weight_decay of at least 0", self.weight_decay))
         if self.select_epochs is not None and self.select_epochs > self.epochs:
             raise ValueError(expected(f"at most {self.epochs} select_epochs", self.select_epochs))
 

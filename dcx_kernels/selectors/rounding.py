@@ -16,7 +16,7 @@ def round_widths(
 
     - The sum is no multiple. One group then takes the whole remainder (positive or negative): the
       one that so ends nearest to its own width; ties go to the lower group. A group that is off
-      the grid anyway takes it first.
+      the grid anyway takes it first, if it has room.
     - A group has no multiple between its floor and its size (it is smaller than ``round_to``, say).
       It keeps its own width, but for what the sum asks of it.
     - The sum lies outside what multiples can reach: so small that not every group can have

@@ -42,8 +42,15 @@ def save(path: Path, state: Tree) -> None:
     stored = _storable(tensors)
     header = {"format": FORMAT, "crc32": _checksum(stored), "state": structure}
     metadata = {_HEADER: json.dumps(header)}
+
+    def write(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors would leave it readable by its owner only
+        save_file(stored, str(temporary), metadata)
+        temporary.chmod(mode)
+
     try:
-        replace_file(path, lambda temporary: save_file(stored, str(temporary), metadata))
+        replace_file(path, write)
     except (OSError, SafetensorError) as error:
         kept = "the previous one is kept" if path.exists() else "none was there before"
         message = f"could not write checkpoint {path}: {_reason(error)}; {kept}"
@@ -109,7 +116,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
         data = tensors[name].reshape(-1).view(torch.uint8).numpy()
-        crc = zlib.crc32(memoryview(data), crc)
+        crc = zlib.crc32(data.data, crc)
     return crc
 
 

@@ -80,7 +80,9 @@ def final_channels(final: Mapping[str, int], channels: Mapping[str, int]) -> byt
     axes.barh(places, [channels[n] for n in names], color="#dddddd", label="all")
     axes.barh(places, [final[n] for n in names], color=_COLOURS["sparse"], label="kept")
     for place, name in zip(places, names, strict=True):
-        axes.text(channels[name], place, f" {final[name]}/{channels[name]}", va="center", size=7)
+        axes.text(
+            channels[name], float(place), f" {final[name]}/{channels[name]}", va="center", size=7
+        )
     axes.set_yticks(places, names, fontsize=7)
     axes.invert_yaxis()
     axes.margins(x=0.12)

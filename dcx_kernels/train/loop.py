@@ -147,7 +147,7 @@ class Trainer:
             logits = model(images)
             loss = self.loss_fn(logits, labels)
             readback = Readback(loss, logits, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             loss_value, correct = readback.wait()  # sync point: waits for forward, not backward
             if not math.isfinite(loss_value):
                 raise NonFiniteError(f"the loss is {loss_value}")

@@ -12,7 +12,6 @@ import torch
 __all__ = ["describe_device", "describe_machine", "versions"]
 
 _PACKAGES = (
-    "dcx-kernels",
     "torch",
     "torchvision",
     "triton",
@@ -27,13 +26,15 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of python and of the packages that matter; "not installed" if absent."""
-    found = {"python": platform.python_version()}
+    from dcx_kernels import __version__  # not at the top: the package imports this layer
+
+    found = {"dcx_kernels": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    found["cuda"] = torch.version.cuda or "none"
+    found["torch built for CUDA"] = torch.version.cuda or "no"
     return found
 
 

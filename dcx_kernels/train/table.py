@@ -40,5 +40,7 @@ def count(number: float) -> str:
 
 
 def size(number: float) -> str:
-    """Write a number of bytes in MiB."""
+    """Write a number of bytes in KiB or, from 0.1 of them on, in MiB."""
+    if number < 0.1 * 2**20:
+        return f"{number / 2**10:.1f} KiB"
     return f"{number / 2**20:.1f} MiB"

@@ -148,8 +148,14 @@ def test_round_widths_by_hand():
     assert round_widths([2, 7, 9], [3, 16, 16], [1, 1, 1], 4) == [2, 8, 8]
     # everything active: sizes that are no multiples are complete
     assert round_widths([10, 7], [10, 7], [1, 1], 4) == [10, 7]
-    # too few channels for four in each group
+    assert round_widths([1, 8, 9], [3, 16, 16], [1, 1, 1], 4) == [2, 8, 8]  # and the remainder
+    # [12, 12, 12] is 4 too many: the group that a step of 4 harms least gives them
+    assert round_widths([10, 11, 11], [16, 16, 16], [1, 1, 1], 4) == [8, 12, 12]
+    # too few channels for four in each group: the smallest group is let off
     assert round_widths([1, 2], [8, 8], [1, 1], 4) == [1, 2]
+    assert round_widths([3, 1, 6], [16, 16, 16], [1, 1, 1], 4) == [4, 1, 5]
+    # more channels than the multiples 8, 4 and 16 hold
+    assert round_widths([10, 7, 15], [10, 7, 16], [1, 1, 1], 4) == [9, 7, 16]
 
 
 @given(

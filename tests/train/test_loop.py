@@ -102,9 +102,9 @@ def test_fit_plain_module_without_selector(dense_model: Make, loader: Loader) ->
 
 def test_fit_learns(trainer_in: Make, loader: Loader, tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path)
-    trainer.fit(loader, 6)
+    trainer.fit(loader, 10)
     losses = [r["train_loss"] for r in read_rows(tmp_path / "log.jsonl") if r["kind"] == "epoch"]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_log_rows(trainer_in: Make, loader: Loader, test_loader: Loader, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""The correctness gate: what is wrong is not timed.
+
+Sparse against masked execution, which shares no operator with it, for the very configuration that
+is about to be measured: some optimizer steps with changing sets. And the thin arm against sparse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import dcx_kernels as dcx
+from benchmarks.arms import HYPER
+from benchmarks.problem import Problem
+
+__all__ = ["GateError", "check_close", "check_float32", "check_training"]
+
+FLOAT64 = 1e-9
+FLOAT32 = 1e-6
+_SHARE_OF_ALL = 1e-6  # some true updates are zero
+
+Sets = Mapping[str, dcx.ChannelSet]
+
+
+class GateError(AssertionError):
+    """A result that was to be timed is wrong."""
+
+
+def check_training(problem: Problem, sets: Sequence[Sets]) -> None:
+    """Train sparse and masked, one step for each of ``sets``, and compare everything.
+
+    float64: loss, saliency, updates of all parameters and buffers, tensor by tensor, relative 1e-9.
+    float32: the same, each kind as one vector: error against float64 at most twice that of masked
+    execution plus relative 1e-6.
+
+    Raises:
+        GateError: if they differ.
+    """
+    truth, _ = _train(problem, "mask", torch.float64, sets)
+    sparse, model = _train(problem, "sparse", torch.float64, sets)
+    check_close(sparse, truth, "sparse and mask, float64")
+    masked32, _ = _train(problem, "mask", torch.float32, sets)
+    sparse32, _ = _train(problem, "sparse", torch.float32, sets)
+    for kind in ("loss", "saliency", "update"):
+        vectors = (_vector(result, kind) for result in (sparse32, masked32, truth))
+        check_float32(*vectors, f"sparse, float32: {kind}")
+    images, _labels = problem.data(torch.float64)
+    with torch.no_grad():
+        thin = dcx.compact(model)(images)
+        check_close({"logits": thin}, {"logits": model(images)}, "thin and sparse, float64")
+
+
+def check_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Require ``||a - b|| <= 1e-9 max(||b||, 1e-6 ||all b||)`` for every tensor.
+
+    Raises:
+        GateError: if one differs, or if names or shapes do.
+    """
+    if actual.keys() != expected.keys():
+        raise GateError(f"{what}: expected {sorted(expected)}, got {sorted(actual)}")
+    share = _SHARE_OF_ALL * sum(_norm(b) ** 2 for b in expected.values()) ** 0.5
+    for name, b in expected.items():
+        if actual[name].shape != b.shape:
+            raise GateError(f"{what}: {name}: {tuple(b.shape)} != {tuple(actual[name].shape)}")
+        error, bound = _norm(actual[name] - b), FLOAT64 * max(_norm(b), share)
+        if not error <= bound:
+            raise GateError(f"{what}: {name} differs by {error:.3e}, allowed are {bound:.3e}")
+
+
+def check_float32(actual: Tensor, torch_float32: Tensor, truth: Tensor, what: str) -> float:
+    """Require at most twice torch's own float32 error, plus 1e-6 of the norm of the truth.
+
+    Returns:
+        The error relative to the norm of the truth.
+
+    Raises:
+        GateError: if it is larger.
+    """
+    error, own = _norm(actual.double() - truth), _norm(torch_float32.double() - truth)
+    bound = 2 * own + FLOAT32 * _norm(truth)
+    if not error <= bound:
+        raise GateError(f"{what}: error {error:.3e} exceeds {bound:.3e} (torch's own: {own:.3e})")
+    return error / max(_norm(truth), torch.finfo(torch.float64).tiny)
+
+
+def _train(
+    problem: Problem, execution: str, dtype: torch.dtype, sets: Sequence[Sets]
+) -> tuple[dict[str, Tensor], dcx.ChannelModel]:
+    """Run the steps; return losses, saliencies and updates by name, in float64, and the model."""
+    model = problem.converted(execution, "batch", dtype)
+    optimizer = dcx.optim.SGD(model, **HYPER)
+    before = {name: tensor.double().clone() for name, tensor in model.state_dict().items()}
+    images, labels = problem.data(dtype)
+    result = {}
+    for number, chosen in enumerate(sets):
+        model.set_active(chosen)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        result[f"loss.{number}"] = loss.detach().double()
+        for name, value in model.saliency().items():
+            result[f"saliency.{number}.{name}"] = value.double()
+        optimizer.step()
+    for name, tensor in model.state_dict().items():
+        result[f"update.{name}"] = tensor.double() - before[name]
+    return result, model
+
+
+def _vector(result: Mapping[str, Tensor], kind: str) -> Tensor:
+    return torch.cat([t.flatten() for name, t in result.items() if name.startswith(f"{kind}.")])
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach().double()))

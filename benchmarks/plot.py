@@ -1,0 +1,120 @@
+"""Step time and ratios against density, drawn from a results file: python -m benchmarks.plot FILE."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.rows import StepRow, read_rows
+
+__all__ = ["break_even", "draw", "main"]
+
+_COLOURS = {"sparse": "#c1440e", "mask": "#4a6fa5", "dense": "#555555", "thin": "#2e8b57"}
+_STYLES = {"any": "-", "fixed": "-", "varying": "--"}
+# (ratio, its axis label, target at density 0.5, what the line says)
+_RATIOS = (
+    ("sparse_over_thin", "sparse / thin", 1.20, "target at d = 0.5: <= 1.20"),
+    ("mask_over_sparse", "mask / sparse", 3.2, "target at d = 0.5: >= 3.2"),
+)
+
+Points = list[tuple[float, float]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the plot of a results file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
+    parser.add_argument("csv", type=Path, help="what benchmarks.train_step wrote")
+    print(draw(parser.parse_args(argv).csv))
+
+
+def draw(path: Path) -> Path:
+    """Draw one column of axes per layout; return the PNG, next to the CSV file."""
+    rows = read_rows(path, StepRow)
+    layouts = sorted({row.layout for row in rows})
+    figure = Figure(figsize=(6.4 * max(1, len(layouts)), 12), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(3, max(1, len(layouts)), squeeze=False, sharex=True)
+    for column, layout in enumerate(layouts):
+        of_layout = [row for row in rows if row.layout == layout]
+        _draw_times(grid[0][column], of_layout)
+        for axes, (name, label, target, text) in zip(grid[1:, column], _RATIOS, strict=True):
+            _draw_ratio(axes, of_layout, name, label)
+            axes.axhline(target, color="black", linewidth=0.8, linestyle=":", label=text)
+            axes.axhline(1.0, color="#aaaaaa", linewidth=0.8)
+            axes.legend(fontsize=8)
+        grid[2][column].set_xlabel("density (kept fraction of every layer)")
+    if rows:
+        figure.suptitle(_title(rows[0]), fontsize=9)
+    target_path = path.with_suffix(".png")
+    figure.savefig(target_path, dpi=110)
+    return target_path
+
+
+def break_even(ours: Points, theirs: Points) -> float | None:
+    """Return the density where ours stops being faster, interpolated; None if it never does.
+
+    Args:
+        ours: (density, ms) of the sparse arm.
+        theirs: of the arm it is compared with, at the same densities.
+    """
+    other = dict(theirs)
+    gains = [(density, other[density] - ms) for density, ms in sorted(ours) if density in other]
+    for (low, gain), (high, loss) in zip(gains, gains[1:], strict=False):
+        if gain > 0 >= loss:
+            return low + (high - low) * gain / (gain - loss)
+    return None
+
+
+def _draw_times(axes: Axes, rows: Sequence[StepRow]) -> None:
+    series: dict[tuple[str, str], Points] = {}
+    for row in rows:
+        series.setdefault((row.arm, row.regime), []).append((row.density, row.step_ms))
+    for (arm, regime), points in series.items():
+        label = arm if regime == "any" else f"{arm}, {regime} widths"
+        x, y = zip(*sorted(points), strict=True)
+        axes.plot(x, y, _STYLES[regime], marker="o", markersize=3, color=_COLOURS[arm], label=label)
+    named = []
+    for arm in ("mask", "dense"):
+        if ("sparse", "fixed") in series and (arm, "any") in series:
+            at = break_even(series["sparse", "fixed"], series[arm, "any"])
+            named.append(f"{arm}: " + ("not reached" if at is None else f"d = {at:.2f}"))
+            if at is not None:
+                axes.axvline(at, color=_COLOURS[arm], linewidth=0.8, linestyle=":")
+    title = rows[0].layout
+    axes.set_title(f"{title}; break-even of sparse with {', '.join(named)}" if named else title)
+    axes.title.set_fontsize(9)
+    axes.set_ylabel("training step (ms, median)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _draw_ratio(axes: Axes, rows: Sequence[StepRow], name: str, label: str) -> None:
+    for regime in ("fixed", "varying"):
+        points = [
+            (row.density, getattr(row, name))
+            for row in rows
+            if row.arm == "sparse" and row.regime == regime and getattr(row, name) is not None
+        ]
+        if points:
+            x, y = zip(*sorted(points), strict=True)
+            style = _STYLES[regime]
+            axes.plot(x, y, style, marker="o", markersize=3, color="#c1440e", label=regime)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+
+
+def _title(row: StepRow) -> str:
+    return (
+        f"{row.model}, batch {row.batch}, {row.dtype}, {row.cpu} ({row.threads} threads),"
+        f" torch {row.torch}, dcx_kernels {row.dcx_kernels} ({row.commit}), {row.date}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Which backend runs, what forces another one, and what is said about it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dcx_kernels import ChannelSet, channel_conv2d
+from dcx_kernels.kernels import backend, reference
+
+CPU = torch.device("cpu")
+
+
+def test_choose_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DCX_BACKEND", raising=False)
+    assert backend.choose(CPU) is reference
+    monkeypatch.setenv("DCX_BACKEND", "reference")
+    assert backend.choose(CPU) is reference
+    monkeypatch.setenv("DCX_BACKEND", "")
+    assert backend.choose(CPU) is reference
+
+
+def test_choose_refuses_an_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCX_BACKEND", "abacus")
+    message = r"expected DCX_BACKEND to be one of \['reference'.*\], got 'abacus'"
+    with pytest.raises(ValueError, match=message):
+        backend.choose(CPU)
+    weight = torch.randn(3, 2, 1, 1)
+    with pytest.raises(ValueError, match=message):
+        channel_conv2d(torch.randn(1, 2, 4, 4), weight, out_active=ChannelSet([1], 3))
+
+
+def test_describe_gives_a_reason_for_each() -> None:
+    rows = {row.name: row for row in backend.describe()}
+    assert rows["reference"].available
+    assert all(row.reason for row in rows.values())
+    assert {"triton", "native"} <= rows.keys()
