@@ -42,6 +42,7 @@ class Arm(Protocol):
 
     name: str
     regime: str
+    needs_lead_in: bool
 
     def prepare(self) -> None:
         """Make the inputs of the next step. Not timed."""
@@ -95,7 +96,8 @@ def measure(arms: Sequence[Arm], rounds: int, warmup: int, lead_in: int) -> list
         rounds: rounds that count.
         warmup: rounds before that do not.
         lead_in: untimed steps at the beginning of every turn, so that an arm finds its own data in
-            the caches, as in a training run, and not those of the arm before.
+            the caches, as in a training run, and not those of the arm before; only for arms that
+            say they need it.
 
     Returns:
         One timing an arm, in order.
@@ -104,12 +106,13 @@ def measure(arms: Sequence[Arm], rounds: int, warmup: int, lead_in: int) -> list
     for number in range(-warmup, rounds):
         with _no_garbage_collection():
             for index in order_of_round(len(arms), number):
-                for turn in range(lead_in + 1):
+                clock = PhaseClock()
+                for _ in range(1 + lead_in * arms[index].needs_lead_in):
                     arms[index].prepare()
                     clock = PhaseClock()
                     arms[index].step(clock)
-                    if number >= 0 and turn == lead_in:
-                        timings[index].add(clock)
+                if number >= 0:
+                    timings[index].add(clock)
     return timings
 
 

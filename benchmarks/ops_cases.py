@@ -1,8 +1,8 @@
 """One operator on one layer shape, in every arm; inputs are made once, outside the timed part.
 
-Every arm is a function without arguments; ``dense_of`` turns its result into the dense one, zeros at
-inactive channels, so that all arms are checked against the same truth. What an arm needs in
-training it needs here: sparse fwd packs the weight, its backward finds it packed.
+Every arm is a function without arguments; ``dense_of`` turns its result into the dense one, zeros
+at inactive channels, so that all arms are checked against the same truth. As in training, sparse
+fwd packs the weight and its backward finds it packed.
 
 Legend: N batch, K out and C in channels (``k``, ``c``: active counts), H W extent.
 """

@@ -102,7 +102,7 @@ def equal_widths(structure: Structure, density: float) -> Widths:
 
 
 def vary_widths(structure: Structure, density: float, generator: torch.Generator) -> Widths:
-    """Draw every width within +-40 % of the density, then scale all to the arithmetic at the density.
+    """Draw widths within +-40 % of the density, then scale all to the arithmetic at the density.
 
     Equal arithmetic is what makes the times of the two regimes comparable. Close to density 1 the
     scaling leaves little to vary; at 1 it leaves nothing.

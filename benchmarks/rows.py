@@ -25,9 +25,11 @@ class StepRow(Environment):
         off_grid: channel groups whose width is no multiple of 8, of ``groups``.
         macs: multiply-accumulates of one image's forward that are computed.
         saved_bytes: what autograd keeps between forward and backward, parameters apart.
+        saved_weight_bytes: packed weights among them, which stand in for parameters of thin.
         mask_over_sparse, dense_over_sparse, sparse_over_thin: ratios of ``step_ms`` of the arms
             that were measured interleaved with this one; in rows of the sparse arm only.
         saved_over_thin: the same for ``saved_bytes``.
+        saved_activations_over_thin: the same for ``saved_bytes - saved_weight_bytes``.
         varying_over_fixed: in rows of the varying regime.
     """
 
@@ -54,10 +56,12 @@ class StepRow(Environment):
     optimizer_ms: float
     macs: int
     saved_bytes: int
+    saved_weight_bytes: int
     mask_over_sparse: float | None = None
     dense_over_sparse: float | None = None
     sparse_over_thin: float | None = None
     saved_over_thin: float | None = None
+    saved_activations_over_thin: float | None = None
     varying_over_fixed: float | None = None
 
 

@@ -60,7 +60,7 @@ def _times(rows: Sequence[StepRow]) -> Table:
     for column in ("layout", "density", "regime"):
         table.add_column(column)
     columns = ("dense", "mask", "thin", "sparse", "sparse/thin", "mask/sparse", "dense/sparse")
-    for column in (*columns, "against fixed", "saved/thin", "off grid"):
+    for column in (*columns, "against fixed", "saved/thin", "activations", "off grid"):
         table.add_column(column, justify="right")
     for (layout, density), block in _blocks(rows).items():
         for regime in ("fixed", "varying"):
@@ -75,7 +75,7 @@ def _times(rows: Sequence[StepRow]) -> Table:
                 _ms(thin), _ms(sparse),
                 *(_number(sparse, name) for name in (
                     "sparse_over_thin", "mask_over_sparse", "dense_over_sparse",
-                    "varying_over_fixed", "saved_over_thin",
+                    "varying_over_fixed", "saved_over_thin", "saved_activations_over_thin",
                 )),
                 f"{off_grid.off_grid}/{off_grid.groups}",
             )  # fmt: skip

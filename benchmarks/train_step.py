@@ -108,6 +108,7 @@ def add_ratios(rows: Sequence[StepRow]) -> list[StepRow]:
                 dense_over_sparse=ratio(time("dense", "any"), row.step_ms),
                 sparse_over_thin=ratio(row.step_ms, time("thin", row.regime)),
                 saved_over_thin=ratio(row.saved_bytes, None if thin is None else thin.saved_bytes),
+                saved_activations_over_thin=ratio(_activations(row), _activations(thin)),
             )
         result.append(row)
     return result
@@ -170,7 +171,12 @@ def _row(
         **{f"{phase}_ms": timing.phase(phase) for phase in PHASES},
         macs=arm.macs(),
         saved_bytes=arm.saved_bytes(),
+        saved_weight_bytes=arm.saved_weight_bytes(),
     )
+
+
+def _activations(row: StepRow | None) -> int | None:
+    return None if row is None else row.saved_bytes - row.saved_weight_bytes
 
 
 def _problems(options: argparse.Namespace) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dcx_kernels.errors import expected
 
-__all__ = ["ChannelSet"]
+__all__ = ["ChannelSet", "known"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
@@ -86,6 +87,7 @@ class ChannelSet:
         object.__setattr__(self, "num_channels", num_channels)
         object.__setattr__(self, "_inverse", None)
         object.__setattr__(self, "_memo", {})
+        _mark_any_length(indices)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a ChannelSet is frozen: cannot set {name!r}")
@@ -101,7 +103,7 @@ class ChannelSet:
     @property
     def is_full(self) -> bool:
         """Whether every channel is active."""
-        return len(self) == self.num_channels
+        return known(len(self) == self.num_channels)
 
     @property
     def inverse(self) -> Tensor:
@@ -158,6 +160,25 @@ class ChannelSet:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ChannelSet:
         return self  # frozen
+
+
+def known(condition: bool) -> bool:
+    """Return ``condition``; while torch.compile traces, whether it is certain.
+
+    In a traced graph the length of a set is a symbol, so that the graph serves every length.
+    """
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(condition)
+
+
+def _mark_any_length(indices: Tensor) -> None:
+    """Tell torch.compile, once it is in use, not to compile anew for lengths such as 1."""
+    dynamo = sys.modules.get("torch._dynamo")  # importing it takes seconds
+    if dynamo is not None and not torch.compiler.is_compiling():
+        dynamo.decorators.mark_unbacked(indices, 0)
 
 
 def _as_index_tensor(indices: Sequence[int] | Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class SparseChannelLinear(ChannelLayer, nn.Linear):
     def __init__(self, *args: Any, inner: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._init_channels()
+        _check_inner(inner, self.in_features, type(self).__name__)
         self.inner = inner
 
     @classmethod
@@ -41,10 +42,8 @@ class SparseChannelLinear(ChannelLayer, nn.Linear):
             TypeError: if ``linear`` is not exactly an `nn.Linear` (or already sparse).
             ValueError: if ``inner`` does not divide its features.
         """
-        if linear.in_features % inner:
-            what = f"inner to divide {linear.in_features} features"
-            raise ValueError(expected(what, inner, "from_dense"))
         new = adopt(cls, linear, nn.Linear)
+        _check_inner(inner, linear.in_features, "from_dense")
         new._init_channels()
         new.inner = inner
         return new
@@ -76,3 +75,8 @@ class SparseChannelLinear(ChannelLayer, nn.Linear):
 
     def _new_slot(self, name: str, parameter: nn.Parameter) -> ParameterSlot:
         return ParameterSlot(parameter, inner=self.inner if name == "weight" else 1)
+
+
+def _check_inner(inner: int, features: int, where: str) -> None:
+    if inner < 1 or features % inner:
+        raise ValueError(expected(f"inner to divide {features} features", inner, where))

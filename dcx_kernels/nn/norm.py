@@ -64,10 +64,10 @@ class SparseChannelBatchNorm2d(ChannelLayer, nn.BatchNorm2d):
         self._verify_tag(x)
         _, weight, bias = self._operands()
         batch_statistics = self.training or self.running_mean is None
+        tracked = self.track_running_stats or not self.training
         try:
             y = channel_batch_norm(
-                x, self.running_mean if self.track_running_stats else None,
-                self.running_var if self.track_running_stats else None,
+                x, self.running_mean if tracked else None, self.running_var if tracked else None,
                 weight, bias,
                 batch_statistics, self._momentum(), self.eps,
                 active=self.out_active, relu=self.relu, probe=self._probe(x),

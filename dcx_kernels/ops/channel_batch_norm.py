@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.channel_set import ChannelSet, known
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
 from dcx_kernels.ops._library import register
 
-__all__ = ["channel_batch_norm"]
+__all__ = ["ChannelBatchNormFunction", "channel_batch_norm"]
 
 
 # --- raw operators --------------------------------------------------------------------------------
@@ -164,11 +164,11 @@ def channel_batch_norm(
         Saliency: Molchanov et al., https://arxiv.org/abs/1611.06440; DCE eq. 2, DCP eq. 7.
     """
     num_active = x.shape[1] if active is None else len(active)
-    if x.dim() < 2 or x.shape[1] != num_active:
+    if x.dim() < 2 or not known(x.shape[1] == num_active):
         raise ValueError(expected(f"x with {num_active} channels", tuple(x.shape), "x"))
     if not training and (running_mean is None or running_var is None):
         raise ValueError(expected("running statistics in evaluation", "None"))
-    if training and x.numel() == x.shape[1]:
+    if training and x.shape[0] * x.shape[2:].numel() == 1:
         what = "more than 1 value per channel when training"
         raise ValueError(expected(what, f"input size {tuple(x.shape)}"))
     size = num_active if active is None else active.num_channels
@@ -185,13 +185,15 @@ def channel_batch_norm(
 
 
 def _check_vector(name: str, vector: Tensor | None, size: int, compact: int | None = None) -> None:
-    if vector is None or vector.shape[0] in (size, compact):
+    if vector is None or known(vector.shape[0] == size):
+        return
+    if compact is not None and known(vector.shape[0] == compact):
         return
     what = f"{size} values" if compact is None else f"{compact} (compact) or {size} (full) values"
     raise ValueError(expected(what, tuple(vector.shape), name))
 
 
 def _compact(vector: Tensor | None, idx: Tensor | None) -> Tensor | None:
-    if vector is None or idx is None or vector.shape[0] == idx.shape[0]:
+    if vector is None or idx is None or known(vector.shape[0] == idx.shape[0]):
         return vector
     return vector.index_select(0, idx)

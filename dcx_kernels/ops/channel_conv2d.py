@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.channel_set import ChannelSet, known
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
 from dcx_kernels.ops._autocast import autocast
 from dcx_kernels.ops._library import register
-from dcx_kernels.ops.gather import gather_channels
+from dcx_kernels.ops.gather import gather_channels, layout
 from dcx_kernels.ops.grouping import active_groups
 from dcx_kernels.ops.weights import pack_weight, unpack_weight
 
-__all__ = ["channel_conv2d", "conv2d_padding"]
+__all__ = ["ChannelConv2dFunction", "channel_conv2d", "conv2d_padding"]
 
 
 # --- raw operators --------------------------------------------------------------------------------
@@ -47,7 +47,15 @@ def _fwd_fake(
     groups: int,
     active_groups: int,
 ) -> Tensor:
+    from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
+
     out = weight.shape[0] if out_idx is None else out_idx.shape[0]
+    if has_free_unbacked_symbols([out, x.shape[1]]):  # torch's own fake asks for numbers
+        sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        window = [(n + 2 * p - d * (r - 1) - 1) // s + 1 for n, r, s, p, d in sizes]
+        return torch.empty(
+            (x.shape[0], out, *window), dtype=x.dtype, device=x.device, memory_format=layout(x)
+        )
     packed = weight.new_empty((out, x.shape[1] // active_groups, *weight.shape[2:]))
     y: Tensor = torch.ops.aten.convolution(
         x, packed, None, stride, padding, dilation, False, [0, 0], active_groups
@@ -283,9 +291,12 @@ def conv2d_padding(
 
 
 def _as_compact(x: Tensor, active: ChannelSet) -> Tensor:
-    if x.shape[1] == len(active):
+    if known(x.shape[1] == len(active)):
         return x
-    if x.shape[1] != active.num_channels:
+    if not known(x.shape[1] == active.num_channels):
+        if torch.compiler.is_compiling():  # a length that only the run knows
+            torch._check(x.shape[1] == len(active))
+            return x
         what = f"{active.num_channels} (dense) or {len(active)} (compact) input channels"
         raise ValueError(expected(what, x.shape[1], "x"))
     return gather_channels(x, active)

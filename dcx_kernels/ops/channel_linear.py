@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.channel_set import ChannelSet, known
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
 from dcx_kernels.ops._autocast import autocast
 from dcx_kernels.ops._library import register
 from dcx_kernels.ops.weights import unpack_weight
 
-__all__ = ["channel_linear"]
+__all__ = ["ChannelLinearFunction", "channel_linear"]
 
 
 # --- raw operators --------------------------------------------------------------------------------
@@ -181,9 +181,12 @@ def channel_linear(
 
 
 def _as_compact(x: Tensor, active: ChannelSet, inner: int) -> Tensor:
-    if x.shape[-1] == len(active) * inner:
+    if known(x.shape[-1] == len(active) * inner):
         return x
-    if x.shape[-1] != active.num_channels * inner:
+    if not known(x.shape[-1] == active.num_channels * inner):
+        if torch.compiler.is_compiling():  # a length that only the run knows
+            torch._check(x.shape[-1] == len(active) * inner)
+            return x
         what = f"{active.num_channels * inner} (dense) or {len(active) * inner} (compact) features"
         raise ValueError(expected(what, x.shape[-1], "x"))
     channels: Tensor = x.unflatten(-1, (active.num_channels, inner))

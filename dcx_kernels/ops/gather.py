@@ -7,15 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.channel_set import ChannelSet, known
 from dcx_kernels.errors import expected
 from dcx_kernels.ops._library import register
 
-__all__ = ["gather_channels", "scatter_channels"]
+__all__ = [
+    "GatherChannelsFunction",
+    "ScatterChannelsFunction",
+    "gather_channels",
+    "scatter_channels",
+]
 
 
 def _gather(x: Tensor, active: Tensor, dim: int) -> Tensor:
-    if dim % x.dim() == 1 and _layout(x) == torch.channels_last:  # index_select would lose it
+    if dim % x.dim() == 1 and layout(x) == torch.channels_last:  # index_select would lose it
         n, c, h, w = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(-1, c).index_select(1, active)
         return rows.view(n, h, w, active.shape[0]).permute(0, 3, 1, 2)
@@ -25,27 +30,27 @@ def _gather(x: Tensor, active: Tensor, dim: int) -> Tensor:
 def _scatter(x: Tensor, active: Tensor, dim: int, size: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] = size
-    dense = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+    dense = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     return dense.zero_().index_copy_(dim, active, x)
 
 
 def _gather_fake(x: Tensor, active: Tensor, dim: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] = active.shape[0]
-    layout = _layout(x) if dim % x.dim() == 1 else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    kept = layout(x) if dim % x.dim() == 1 else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=kept)
 
 
 def _scatter_fake(x: Tensor, active: Tensor, dim: int, size: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] = size
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    return torch.contiguous_format
+def layout(x: Tensor) -> torch.memory_format:
+    """Tell channels_last from contiguous by strides alone, whatever the number of channels."""
+    last = x.dim() == 4 and x.stride(1) == 1 and x.shape[2] * x.shape[3] != 1
+    return torch.channels_last if last else torch.contiguous_format
 
 
 gather = register(
@@ -104,7 +109,7 @@ def gather_channels(x: Tensor, active: ChannelSet, dim: int = 1) -> Tensor:
     Shape:
         (N, C, ...) -> (N, len(active), ...) for dim = 1.
     """
-    if x.shape[dim] != active.num_channels:
+    if not known(x.shape[dim] == active.num_channels):
         raise ValueError(
             expected(f"{active.num_channels} channels along dim {dim}", x.shape[dim], "x")
         )
@@ -128,7 +133,7 @@ def scatter_channels(x: Tensor, active: ChannelSet, dim: int = 1) -> Tensor:
     Shape:
         (N, len(active), ...) -> (N, C, ...) for dim = 1.
     """
-    if x.shape[dim] != len(active):
+    if not known(x.shape[dim] == len(active)):
         raise ValueError(
             expected(f"{len(active)} active channels along dim {dim}", x.shape[dim], "x")
         )

@@ -110,9 +110,11 @@ class ParameterSlot:
     def leaf(self) -> Tensor:
         """Return the packed leaf of the current sets, making it from the parameter if need be."""
         version = (self.parameter._version, self.parameter.data_ptr())
-        for leaf in self._leaves:
+        for index, leaf in enumerate(self._leaves):
             same = leaf.out_active is self.out_active and leaf.in_active is self.in_active
             if same and leaf.version == version:
+                if leaf.generation != self._generation:  # used again: zero_grad must keep it
+                    self._leaves[index] = leaf._replace(generation=self._generation)
                 return leaf.tensor
         rows = self.rows()
         with torch.no_grad():

@@ -215,7 +215,7 @@ def _result(
     final: Mapping[str, ChannelSet],
 ) -> dict[str, Any]:
     return {
-        "experiment": {**asdict(experiment), **shared},
+        "experiment": {**asdict(experiment), "compare": list(experiment.compare), **shared},
         "config": asdict(config),
         "arms": [arm.as_dict() for arm in arms],
         "channels": dict(channels),

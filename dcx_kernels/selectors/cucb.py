@@ -119,13 +119,14 @@ class CUCB(Selector):
             raise RuntimeError(expected("select() before update()", "no selection to update"))
         counts = [len(self._sets[name]) for name in self.groups]
         flat = self._read_saliency(saliency, counts)
-        reward = l2_normalize(flat, self._layout.segments(counts), len(counts))  # eq. 3
         active = self._pending.nonzero().flatten()
+        segments = self._layout.group_of.index_select(0, active)
+        reward = l2_normalize(flat, segments, len(counts))  # eq. 3
         # Algorithm 1, lines 2 and 11: T, and mu = (sum of the observed saliencies) / T
-        pulls = self._pulls[active] + 1
-        mean = self._mean[active]
-        self._mean[active] = mean + (reward - mean) / pulls
-        self._pulls[active] = pulls
+        pulls = self._pulls.index_select(0, active) + 1
+        mean = self._mean.index_select(0, active)
+        self._mean.scatter_(0, active, mean + (reward - mean) / pulls)
+        self._pulls.scatter_(0, active, pulls)
         self.num_steps += 1
         self._pending = None
         if not self.initialising:
@@ -188,8 +189,9 @@ class CUCB(Selector):
         layout, limits = self._layout, (self.budget, self.min_active, self.round_to)
         if not self.initialising:
             # lines 6 and 7: t <- t + 1, then mu + sqrt(3 ln t / (2 T)); infinite where T = 0
-            explore = 1.5 * math.log(self._time + 1)
-            return self._top(self._mean + (explore / self._pulls.double()).sqrt())
+            squares = 1.5 * math.log(self._time + 1) / self._pulls.double()
+            # numpy's root: torch's starts threads here, see layout.py
+            return self._top(self._mean + torch.from_numpy(squares.numpy() ** 0.5))
         if self.tau is not None:
             return random_mask(layout, *limits, self._generator)
         left = max(1, self.covering_steps - self.num_steps)

@@ -22,7 +22,7 @@ def l2_normalize(saliency: Tensor, segments: Tensor, num_groups: int) -> Tensor:
     # the largest becomes 1 first: squares of tiny or huge saliency neither vanish nor overflow
     scaled = max_normalize(saliency, segments, num_groups)
     squares = scaled.new_zeros(num_groups).index_add_(0, segments, scaled.square())
-    return scaled / _nonzero(squares.sqrt())[segments]
+    return scaled / _nonzero(squares.sqrt()).index_select(0, segments)
 
 
 def max_normalize(saliency: Tensor, segments: Tensor, num_groups: int) -> Tensor:
@@ -38,7 +38,7 @@ def max_normalize(saliency: Tensor, segments: Tensor, num_groups: int) -> Tensor
     """
     largest = saliency.new_zeros(num_groups)
     largest.scatter_reduce_(0, segments, saliency.abs(), reduce="amax")
-    return saliency / _nonzero(largest)[segments]
+    return saliency / _nonzero(largest).index_select(0, segments)
 
 
 def _nonzero(divisor: Tensor) -> Tensor:

@@ -106,19 +106,21 @@ def top_mask(
     """
     # stable and descending: equal scores stay in flat order, i.e. lower group, then lower index
     order = torch.sort(scores, descending=True, stable=True).indices
-    groups = layout.group_of[order]
+    groups = layout.group_of.index_select(0, order)
     num_groups = len(layout.sizes)
     floors = [min(min_active, size) for size in layout.sizes]
     widths: list[int] = torch.bincount(groups[:budget], minlength=num_groups).tolist()
     chosen = order[:budget]
     if round_to > 1 or any(w < floor for w, floor in zip(widths, floors, strict=True)):
         rank = _rank_within_group(groups, layout)
-        others = groups[rank >= torch.tensor(floors)[groups]][: budget - sum(floors)]
+        free = rank >= torch.tensor(floors).index_select(0, groups)
+        others = groups.index_select(0, free.nonzero().flatten())[: budget - sum(floors)]
         extra = torch.bincount(others, minlength=num_groups).tolist()
         widths = [floor + more for floor, more in zip(floors, extra, strict=True)]
         if round_to > 1:
             widths = round_widths(widths, layout.sizes, floors, round_to)
-        chosen = order[rank < torch.tensor(widths)[groups]]
+        kept = rank < torch.tensor(widths).index_select(0, groups)
+        chosen = order.index_select(0, kept.nonzero().flatten())
     mask = torch.zeros(layout.num_channels, dtype=torch.bool)
     mask[chosen] = True
     return mask
@@ -127,6 +129,4 @@ def top_mask(
 def _rank_within_group(groups: Tensor, layout: GroupLayout) -> Tensor:
     """Return how many channels of its own group precede each entry of the ranking, (N,)."""
     by_group = torch.sort(groups, stable=True).indices
-    rank = torch.empty_like(groups)
-    rank[by_group] = torch.arange(groups.numel()) - layout.first[layout.group_of]
-    return rank
+    return torch.empty_like(groups).scatter_(0, by_group, layout.rank)

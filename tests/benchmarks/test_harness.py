@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import train_step
+from benchmarks.accounting import line_of, profile_arm
 from benchmarks.arms import ARMS, SparseArm, ThinArm
 from benchmarks.environment import Environment, current_environment
 from benchmarks.gate import GateError, check_close, check_float32, check_training
@@ -53,7 +54,7 @@ def _row(**changes: Any) -> StepRow:
         model="vgg19", density=0.5, regime="fixed", arm="sparse", groups=16, off_grid=0, rounds=20,
         step_ms=12.0, step_p20_ms=11.5, step_p80_ms=12.5, step_p99_ms=13.0, set_active_ms=1.0,
         zero_grad_ms=0.0, forward_ms=4.0, backward_ms=5.0, saliency_ms=0.5, optimizer_ms=1.0,
-        macs=100, saved_bytes=1020,
+        macs=100, saved_bytes=1020, saved_weight_bytes=20,
     )  # fmt: skip
     return replace(row, **changes)
 
@@ -183,6 +184,7 @@ def test_thin_runs_widths_only_after_sparse_has(structure: Structure) -> None:
 
 class _Fake:
     regime = "any"
+    needs_lead_in = True
 
     def __init__(self, name: str, calls: list[str]) -> None:
         self.name, self.calls = name, calls
@@ -240,7 +242,7 @@ def test_ratios_are_quotients_of_the_same_block() -> None:
     rows = [
         _row(arm="dense", regime="any", step_ms=48.0),
         _row(arm="mask", regime="any", step_ms=36.0),
-        _row(arm="thin", regime="fixed", step_ms=10.0, saved_bytes=1000),
+        _row(arm="thin", regime="fixed", step_ms=10.0, saved_bytes=1000, saved_weight_bytes=0),
         _row(arm="sparse", regime="fixed", step_ms=12.0, saved_bytes=1020),
         _row(arm="thin", regime="varying", step_ms=16.0),
         _row(arm="sparse", regime="varying", step_ms=15.0),
@@ -248,6 +250,7 @@ def test_ratios_are_quotients_of_the_same_block() -> None:
     dense, _, thin, fixed, thin_varying, varying = train_step.add_ratios(rows)
     assert fixed.mask_over_sparse == 3.0 and fixed.dense_over_sparse == 4.0
     assert fixed.sparse_over_thin == 1.2 and fixed.saved_over_thin == 1.02
+    assert fixed.saved_activations_over_thin == 1.0
     assert fixed.varying_over_fixed is None and varying.varying_over_fixed == 1.25
     assert varying.sparse_over_thin == 15 / 16 and thin_varying.varying_over_fixed == 1.6
     assert dense == rows[0] and thin == rows[2]
@@ -278,7 +281,7 @@ def test_command_line_measures_every_arm_and_draws(
     path = tmp_path / "tiny.csv"
     train_step.main(
         ["--width", "0.0625", "--batch", "2", "--densities", "0.5,1.0", "--layouts", "NCHW",
-         "--rounds", "2", "--warmup", "1", "--lead-in", "0", "--out", str(path)]
+         "--rounds", "2", "--warmup", "0", "--lead-in", "0", "--out", str(path)]
     )  # fmt: skip
     rows = read_rows(path, StepRow)
     arms = [(row.density, row.arm, row.regime) for row in rows]
@@ -292,6 +295,8 @@ def test_command_line_measures_every_arm_and_draws(
         assert row.rounds == 2 and row.saved_bytes > 0 and row.macs > 0
         assert row.step_ms > 0 and all(getattr(row, f"{phase}_ms") >= 0 for phase in PHASES)
         assert (row.sparse_over_thin is not None) == (row.arm == "sparse")
+        assert 0 <= row.saved_weight_bytes < row.saved_bytes
+        assert (row.saved_weight_bytes > 0) == (row.arm == "sparse" and row.density < 1)
     dense = next(row for row in rows if row.arm == "dense")
     sparse = next(row for row in rows if row.arm == "sparse")
     assert sparse.macs < dense.macs and sparse.set_active_ms > 0 and dense.set_active_ms == 0
@@ -307,3 +312,12 @@ def test_command_line_measures_every_arm_and_draws(
 def test_command_line_refuses_nonsense(wrong: list[str]) -> None:
     with pytest.raises(SystemExit):
         train_step.main(wrong)
+
+
+def test_accounting_lines_add_up(structure: Structure) -> None:
+    stream = SetStream(structure, TINY.density, varying=False, seed=1)
+    lines = profile_arm(SparseArm(TINY, structure, stream), steps=1)
+    assert lines["conv backward"] > 0 and lines["gather"] > 0 and lines["SGD update"] > 0
+    assert line_of("aten::mkldnn_convolution") == "conv forward"
+    assert line_of("aten::convolution_backward") == "conv backward"
+    assert line_of("autograd::engine::evaluate_function: X") is None

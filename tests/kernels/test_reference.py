@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from channel_helpers import Wanted, channels, indices_of, slice_mask
 from torch import Tensor
 
+from channel_helpers import Wanted, channels, indices_of, slice_mask
 from dcx_kernels.kernels import reference
 from dcx_kernels.ops.grouping import active_groups
 from tolerances import assert_close_to_float64, assert_exact
@@ -53,9 +53,7 @@ def _lists(
 
 
 @pytest.mark.parametrize(("shape", "groups", "out", "in_"), SLICES.values(), ids=SLICES.keys())
-def test_pack_equals_indexing(
-    shape: Sequence[int], groups: int, out: Wanted, in_: Wanted
-) -> None:
+def test_pack_equals_indexing(shape: Sequence[int], groups: int, out: Wanted, in_: Wanted) -> None:
     out_idx, in_idx, existing, mask = _lists(shape, groups, out, in_)
     weight = torch.randn(*shape)
     before = weight.clone()

@@ -72,8 +72,8 @@ def test_width_rounds_and_keeps_one_channel():
 def test_initialisation():
     torch.manual_seed(0)
     model = vgg19()
-    conv = model.features[3]
-    assert float(conv.weight.detach().std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    conv = model.features[7]  # 64 -> 128: fan-in and fan-out differ
+    assert float(conv.weight.detach().std()) == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
     assert torch.equal(model.features[1].weight, torch.ones(64))
     assert not model.features[1].bias.any()
     assert float(model.classifier.weight.detach().std()) == pytest.approx(0.01, rel=0.05)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from channel_helpers import Wanted, backward, channels, indices_of, leaf, spread
 from torch import Tensor
 
+from channel_helpers import Wanted, backward, channels, indices_of, leaf, spread
 from dcx_kernels import ChannelSet, channel_batch_norm
 from tolerances import assert_exact, assert_gradients_close
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from channel_helpers import ConvCase, backward, channels, leaf, masked_conv2d, slice_mask
 from torch import Tensor
 
+from channel_helpers import ConvCase, backward, channels, leaf, masked_conv2d, slice_mask
 from dcx_kernels import ChannelSet, channel_conv2d
 from tolerances import assert_exact, assert_gradients_close
 
@@ -53,9 +53,7 @@ VARIANTS = [
     *(BY_ID[i].also(id=f"{i}-strided", layout="strided") for i in ODD),
     *(BY_ID[i].also(id=f"{i}-unbatched", layout="unbatched") for i in ODD[:-1]),
     BY_ID["in-only"].also(id="in-only-compact-strided", compact=True, layout="strided"),
-    BY_ID["groups"].also(
-        id="groups-compact-channels_last", compact=True, layout="channels_last"
-    ),
+    BY_ID["groups"].also(id="groups-compact-channels_last", compact=True, layout="channels_last"),
 ]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from channel_helpers import Wanted, backward, channels, indices_of, leaf, mask_of, spread
 from torch import Tensor
 
+from channel_helpers import Wanted, backward, channels, indices_of, leaf, mask_of, spread
 from dcx_kernels import ChannelSet, channel_linear
 from tolerances import assert_exact, assert_gradients_close
 
@@ -33,7 +33,12 @@ CASES: dict[str, tuple[int, int, Wanted, Wanted, int, tuple[int, ...]]] = {
 
 
 def _masked(
-    x: Tensor, w: Tensor, b: Tensor | None, in_: ChannelSet | None, out: ChannelSet | None, inner: int
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    in_: ChannelSet | None,
+    out: ChannelSet | None,
+    inner: int,
 ) -> Tensor:
     """The definition in the docstring of `channel_linear`; a compact x is made dense first."""
     features = w.shape[1]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from channel_helpers import Wanted, channels, leaf, spread
 from torch import Tensor
 
+from channel_helpers import Wanted, channels, leaf, spread
 from dcx_kernels import ChannelSet, gather_channels, scatter_channels
 from tolerances import assert_exact
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from channel_helpers import Wanted, channels
 
+from channel_helpers import Wanted, channels
 from dcx_kernels.ops.grouping import active_groups
 
 IN, OUT, GROUPS = 8, 12, 4  # runs of 2 inputs and 3 outputs
@@ -33,8 +33,16 @@ def test_active_groups_ignores_sets_without_groups() -> None:
 @pytest.mark.parametrize(
     ("in_", "out", "message"),
     [
-        ([0, 1, 2, 4, 6], None, r"equal active in channels in each of 4 groups, got \[2, 1, 1, 1\]"),
-        (None, [0, 1, 3, 6, 9], r"equal active out channels in each of 4 groups, got \[2, 1, 1, 1\]"),
+        (
+            [0, 1, 2, 4, 6],
+            None,
+            r"equal active in channels in each of 4 groups, got \[2, 1, 1, 1\]",
+        ),
+        (
+            None,
+            [0, 1, 3, 6, 9],
+            r"equal active out channels in each of 4 groups, got \[2, 1, 1, 1\]",
+        ),
         ([0, 2], None, r"on both sides or on none \(4 groups\), got in \(1, 1, 0, 0\), out all"),
         (None, [0], r"on both sides or on none \(4 groups\), got in all, out \(1, 0, 0, 0\)"),
         ([0], [3], r"got in \(1, 0, 0, 0\), out \(0, 1, 0, 0\)"),

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from channel_helpers import ConvCase, backward, channels, leaf, masked_conv2d
 from torch import Tensor
 
+from channel_helpers import ConvCase, backward, channels, leaf, masked_conv2d
 from dcx_kernels import (
     ChannelSet,
     channel_batch_norm,
@@ -24,7 +24,9 @@ LOW = [torch.float32, torch.bfloat16, torch.float16]
 Run = Callable[..., dict[str, Tensor]]
 
 
-def _conv(case: ConvCase) -> tuple[list[Tensor | None], Callable[..., Tensor], Callable[..., Tensor]]:
+def _conv(
+    case: ConvCase,
+) -> tuple[list[Tensor | None], Callable[..., Tensor], Callable[..., Tensor]]:
     in_active, out_active = case.sets()
     options = {**case.options, "groups": case.groups}
     sets = {"in_active": in_active, "out_active": out_active}

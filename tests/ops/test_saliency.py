@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from channel_helpers import ConvCase, channels, indices_of, leaf, masked_conv2d
 from torch import Tensor
 
+from channel_helpers import ConvCase, channels, indices_of, leaf, masked_conv2d
 from dcx_kernels import ChannelSet, channel_batch_norm, channel_conv2d
 from tolerances import assert_close_to_float64, assert_gradients_close
 
@@ -33,7 +33,10 @@ def test_channel_batch_norm_probe_equals_definition(
     training: bool, relu: bool, affine: str, per_sample: bool
 ) -> None:
     mean, var, w, b = torch.randn(4, 7, dtype=torch.float64).unbind()
-    weight, bias = w if affine in ("both", "weight") else None, b if affine in ("both", "bias") else None
+    weight, bias = (
+        w if affine in ("both", "weight") else None,
+        b if affine in ("both", "bias") else None,
+    )
     active = ChannelSet([0, 2, 3, 6], 7)
     idx, var = active.indices, var.exp()
     x = torch.randn(N, 4, *SIZE, dtype=torch.float64)

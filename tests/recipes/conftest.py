@@ -23,11 +23,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 training and 24 test images of 32x32 that show their label."""
+    """64 training and 24 test images of 32x32 that show their label."""
     generator = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     arrays = {}
-    for split, number in (("train", 96), ("test", 24)):
+    for split, number in (("train", 64), ("test", 24)):
         labels = np.arange(number) % 4
         noise = generator.integers(0, 100, (number, 32, 32, 3))
         arrays[f"{split}_images"] = (noise + 50 * labels[:, None, None, None]).astype(np.uint8)

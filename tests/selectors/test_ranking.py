@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcx_kernels.errors import NonFiniteError
@@ -51,6 +51,7 @@ def selections(draw):
     return scores_of(**{f"g{i}": v for i, v in enumerate(values)}), budget, min_active
 
 
+@settings(deadline=None)  # a busy machine is no defect
 @given(selections())
 def test_global_top_equals_brute_force(selection):
     scores, budget, min_active = selection
@@ -99,6 +100,7 @@ def test_global_top_names_the_group_of_a_wrong_score():
         global_top({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)}, 2)
 
 
+@settings(deadline=None)  # a busy machine is no defect
 @given(selections(), st.integers(2, 4))
 def test_global_top_round_to_keeps_budget_and_the_best(selection, round_to):
     scores, budget, min_active = selection
@@ -111,6 +113,7 @@ def test_global_top_round_to_keeps_budget_and_the_best(selection, round_to):
         assert chosen.indices.tolist() == sorted(best[: len(chosen)])
 
 
+@settings(deadline=None)  # a busy machine is no defect
 @given(
     st.integers(2, 8).flatmap(
         lambda q: st.tuples(
@@ -158,6 +161,7 @@ def test_round_widths_by_hand():
     assert round_widths([10, 7, 15], [10, 7, 16], [1, 1, 1], 4) == [9, 7, 16]
 
 
+@settings(deadline=None)  # a busy machine is no defect
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.floats(0, 1)), min_size=1, max_size=6),
     st.integers(1, 5),

@@ -36,9 +36,15 @@ def test_saved_bytes_counts_packed_weights_but_not_parameters() -> None:
     assert saved_bytes(packed, layer) == 8 * 10 * 4 + 2 * 10 * 4 + 2 * 8
 
 
-def test_saved_bytes_of_a_view_is_the_memory_it_keeps() -> None:
+def test_saved_bytes_of_a_view_is_the_span_it_keeps() -> None:
     layer, wide = nn.Linear(10, 4), torch.randn(8, 30)
-    assert saved_bytes(lambda: layer(wide[:, :10]), layer) == 8 * 30 * 4
+    assert saved_bytes(lambda: layer(wide[:, :10]), layer) == (7 * 30 + 10) * 4
+    assert saved_bytes(lambda: layer(wide[2:4, 5:15]), layer) == (30 + 10) * 4
+
+
+def test_saved_bytes_of_a_reused_buffer_is_what_is_in_it() -> None:
+    layer, buffer = nn.Linear(10, 4), torch.randn(1000)
+    assert saved_bytes(lambda: layer(buffer[:80].view(8, 10)), layer) == 80 * 4
 
 
 def test_saved_bytes_without_gradient_is_zero() -> None:

@@ -1,0 +1,70 @@
+"""A data file, and ``dcx`` run in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = ["--width", "0.0625", "--density", "0.5", "--batch-size", "16", "--lr", "0.05"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads of tiny operators wait for each other: minutes instead of seconds if busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 training and 24 test images of 32x32 that show their label."""
+    generator = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    arrays = {}
+    for split, number in (("train", 64), ("test", 24)):
+        labels = np.arange(number) % 4
+        noise = generator.integers(0, 100, (number, 32, 32, 3))
+        arrays[f"{split}_images"] = (noise + 50 * labels[:, None, None, None]).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def arguments(data_file: Path) -> Callable[..., list[str]]:
+    """Return the arguments of a training that takes seconds."""
+
+    def build(out: Path, *more: str) -> list[str]:
+        base = ["train", "--data", str(data_file), "--out", str(out), "--threads", "1", *TINY]
+        return [*base, *more]
+
+    return build
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Start ``dcx`` as a process."""
+
+    def run(arguments: list[str]) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "dcx_kernels.cli", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return run
