@@ -91,7 +91,7 @@ class TrainingArm:
 
         def look(tensor: Tensor) -> Tensor:
             if tensor.is_leaf and tensor.requires_grad and tensor.data_ptr() not in parameters:
-                packed[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+                packed[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
             return tensor.detach()
 
         with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):

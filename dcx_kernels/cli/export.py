@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.cli.console import make_console
-from dcx_kernels.errors import CheckpointError
+from dcx_kernels.errors import CheckpointError, expected
 from dcx_kernels.graph import compact, convert, load_compact, save_compact
 from dcx_kernels.recipes.config import DCEConfig
 from dcx_kernels.recipes.dce import make_selector
@@ -61,6 +61,7 @@ def export(
     else:
         dense = build_dense(_identity(path, model, width, classes))
         network, sets = load_compact(path, dense), None
+        _check_classes(network, dense, example, path)
     if thin is not None:
         if sets is None:
             raise ValueError(f"{path} is a thin checkpoint already: copy the file")
@@ -69,6 +70,13 @@ def export(
     if onnx is not None:
         console.print(f"{onnx}: {export_onnx(network, example, onnx)}", highlight=False)
     return 0
+
+
+def _check_classes(network: nn.Module, dense: nn.Module, example: Tensor, path: Path) -> None:
+    with torch.no_grad():
+        found, wanted = network(example).shape[1], dense.eval()(example).shape[1]
+    if found != wanted:
+        raise CheckpointError(expected(f"a network of {wanted} classes", found, str(path)))
 
 
 def _is_training_checkpoint(path: Path) -> bool:

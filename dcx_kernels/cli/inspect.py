@@ -30,7 +30,15 @@ def inspect(*, model: str, width: float, density: float, classes: int, image_siz
     if image_size < 1:
         raise ValueError(expected("a positive --image-size", image_size))
     dense = build(model, classes, width=width)
-    converted = convert(dense, torch.zeros(1, 3, image_size, image_size))
+    example = torch.zeros(1, 3, image_size, image_size)
+    try:
+        with torch.no_grad():
+            dense.eval()(example)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        size = f"{image_size}x{image_size}"
+        raise ValueError(f"{model} does not run on images of {size}: {reason}") from error
+    converted = convert(dense, example)
     full = cost(converted).macs
     converted.set_active(first_channels(converted.groups, density))
     console = make_console()

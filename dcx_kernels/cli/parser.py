@@ -111,7 +111,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=DEFAULT_EPOCHS, help="(%(default)s)")
     training.add_argument(
-        "--finetune-epochs", type=int, help="epochs of the thin network (as --epochs)"
+        "--finetune-epochs",
+        type=int,
+        help="epochs of the thin network (as --epochs; single-stage: none)",
     )
     training.add_argument("--batch-size", type=int, default=DEFAULT_BATCH, help="(%(default)s)")
     training.add_argument("--lr", type=float, default=DEFAULT_LR, help="(%(default)s)")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dcx_kernels.cli.console import make_console
-from dcx_kernels.errors import CheckpointError
+from dcx_kernels.errors import CheckpointError, expected
 from dcx_kernels.recipes.config import DCEConfig
 from dcx_kernels.recipes.experiment import RESULT, THIN, Experiment, Outcome, run_experiment
 from dcx_kernels.recipes.onnx import export_onnx, missing_packages
@@ -61,6 +61,8 @@ def train(
     began = time.perf_counter()
     console = make_console()
     if threads is not None:
+        if threads < 1:
+            raise ValueError(expected("--threads of at least 1", threads))
         torch.set_num_threads(threads)
     experiment = Experiment(data, model, width, compare, device, channels_last)
     config = DCEConfig(**settings)

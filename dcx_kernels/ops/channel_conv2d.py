@@ -74,7 +74,7 @@ def _dgrad_fake(dy: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Tensor:
 
 def _wgrad(dy: Tensor, *args: Any) -> Tensor:
     dw: Tensor = backend.choose(dy.device).channel_conv2d_wgrad(dy, *args)
-    return dw
+    return dw.contiguous()  # as weights are, whatever the layout of x
 
 
 def _wgrad_fake(

@@ -15,6 +15,7 @@ __all__ = [
     "GatherChannelsFunction",
     "ScatterChannelsFunction",
     "gather_channels",
+    "layout",
     "scatter_channels",
 ]
 

@@ -26,7 +26,8 @@ class DCEConfig:
             topology while momentum and schedule continue.
         epochs: length of the learning-rate schedule.
         select_epochs: epochs of selection of the single-stage procedure; a quarter if None.
-        finetune_epochs: epochs of the thin network; ``epochs`` if None.
+        finetune_epochs: epochs of the thin network; if None, ``epochs`` in the two-stage procedure
+            and none in the single-stage one.
         batch_size: images per step.
         lr: learning rate before its schedule divides it by 10 at 50 % and 75 % of the epochs.
         momentum: Nesterov momentum, without dampening.
@@ -101,9 +102,9 @@ class DCEConfig:
 
     @property
     def thin_epochs(self) -> int:
-        """Epochs the thin network is trained for: none in the single-stage procedure."""
+        """Epochs the thin network is trained for; single-stage has none unless it asks for some."""
         if self.procedure == "single-stage":
-            return 0
+            return self.finetune_epochs or 0
         return self.finetune_epochs or self.epochs
 
 

@@ -21,6 +21,7 @@ from dcx_kernels.optim import SGD
 from dcx_kernels.recipes.config import DCEConfig
 from dcx_kernels.recipes.run import Run
 from dcx_kernels.selectors import CUCB, Random, Selector, Static
+from dcx_kernels.train import rng
 from dcx_kernels.train.evaluate import evaluate
 from dcx_kernels.train.recalibrate import recalibrate
 
@@ -78,7 +79,7 @@ def train_selected(
     In the single-stage procedure the topology freezes after ``config.selection_epochs``, and
     training goes on with the momentum, weights and learning rate it has.
     """
-    torch.manual_seed(config.seed)
+    rng.seed(config.seed)
     selector = make_selector(model.groups, config)
     if run.saved_selector(arm) == "Static":  # stopped after freezing: the sets are in the file
         selector = Static({name: ChannelSet.full(n) for name, n in selector.groups.items()})
@@ -115,7 +116,7 @@ def finetune(
     if config.thin_epochs == 0:
         accuracy = evaluate(model, loaders.test).accuracy
         return Stage(arm, model, selected.sets, accuracy)
-    torch.manual_seed(config.seed)
+    rng.seed(config.seed)
     sets = {name: s.indices.tolist() for name, s in selected.sets.items()}
     trainer = run.trainer(arm, model, None, _plain_sgd(model, config), sets=sets)
     trainer.fit(loaders.train, config.thin_epochs, eval_loader=loaders.test)
@@ -126,7 +127,7 @@ def train_plain(
     model: nn.Module, loaders: Loaders, config: DCEConfig, run: Run, arm: str = "dense"
 ) -> Stage:
     """Train an ordinary network with the same recipe: the baseline."""
-    torch.manual_seed(config.seed)
+    rng.seed(config.seed)
     trainer = run.trainer(arm, model, None, _plain_sgd(model, config))
     trainer.fit(loaders.train, config.epochs, eval_loader=loaders.test)
     return Stage(arm, model, None, evaluate(model, loaders.test).accuracy)

@@ -124,6 +124,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _finish(axes: Axes) -> None:
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

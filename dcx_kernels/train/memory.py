@@ -47,5 +47,5 @@ def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Return the first byte of a tensor in its storage, and the one behind its last."""
     reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.storage_offset()
+    start = int(tensor.storage_offset())
     return start * tensor.element_size(), (start + reach + 1) * tensor.element_size()

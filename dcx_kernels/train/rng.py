@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["capture", "capture_torch", "restore", "restore_torch"]
+__all__ = ["capture", "capture_torch", "restore", "restore_torch", "seed"]
+
+
+def seed(number: int) -> None:
+    """Seed the generators of torch, python and numpy."""
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002
 
 
 def capture() -> dict[str, Any]:

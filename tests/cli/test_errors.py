@@ -112,7 +112,7 @@ def test_traceback_on_request(arguments: Arguments, tmp_path: Path) -> None:
         (["inspect", "vgg19", "--density", "0"], "density"),
         (["inspect", "vgg19", "--width", "-1"], "width"),
         (["inspect", "vgg19", "--image-size", "0"], "--image-size"),
-        (["inspect", "vgg19", "--image-size", "3"], ""),
+        (["inspect", "vgg19", "--image-size", "3"], "does not run on images of 3x3"),
         (["export", "/nowhere", "--onnx", "x.onnx"], "/nowhere"),
         (["export", "/nowhere"], "nothing to write"),
     ],

@@ -13,8 +13,6 @@ from dcx_kernels.graph import load_compact
 from dcx_kernels.models import build
 from dcx_kernels.train import checkpoint
 
-ROOT = Path(__file__).resolve().parent
-
 
 @pytest.fixture(scope="module")
 def run(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,9 +52,8 @@ def test_export_of_a_sparse_checkpoint_is_its_final_selection(run: Path, tmp_pat
     thin = tmp_path / "now.safetensors"
     assert main(["export", str(source), "--thin", str(thin)]) == 0
     network = load_compact(thin, build("vgg19", 4, width=1 / 16))
-    assert sum(
-        m.num_features for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)
-    ) == (172)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert sum(norm.num_features for norm in norms) == 172
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
 
 

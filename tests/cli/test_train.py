@@ -74,9 +74,12 @@ def test_train_again_sets_the_earlier_run_aside(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text("kept")
+    (tmp_path / "previous").mkdir()
+    (tmp_path / "previous" / "older.txt").write_text("replaced")
     command = arguments(tmp_path, "--epochs", "1", "--no-onnx")
-    for _ in range(3):
+    for _ in range(2):
         assert main(command) == 0
+    assert not (tmp_path / "previous" / "older.txt").exists()
     assert (tmp_path / "mine.txt").read_text() == "kept"
     assert _files(tmp_path / "previous") == {
         name: data for name, data in _files(tmp_path).items() if "previous" not in name

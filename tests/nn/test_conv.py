@@ -241,9 +241,9 @@ def test_forward_names_layer_and_counts(mode: str) -> None:
         conv(torch.randn(3, 5, 5))
     for slot in conv.slots().values():
         slot.compact = True
-    with pytest.raises(ValueError, match="stem.conv: x: expected 4"):
+    with pytest.raises(ValueError, match=r"stem.conv: x: expected 4"):
         conv(torch.randn(2, 3, 5, 5))
-    with pytest.raises(ValueError, match="stem.conv: x: expected 4"):
+    with pytest.raises(ValueError, match=r"stem.conv: x: expected 4"):
         conv(torch.randn(4, 5))
 
 

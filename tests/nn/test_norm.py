@@ -116,7 +116,7 @@ def test_norm_counts_batches() -> None:
 def test_norm_names_layer_and_values() -> None:
     sparse, _ = _pair()
     sparse.layer_name = "stem.norm"
-    with pytest.raises(ValueError, match="stem.norm: expected a 4-D input, got 3-D"):
+    with pytest.raises(ValueError, match=r"stem.norm: expected a 4-D input, got 3-D"):
         sparse(torch.randn(4, 7, 3).double())
     with pytest.raises(ValueError, match=r"stem.norm: expected more than 1 value per channel"):
         sparse(torch.randn(1, 7, 1, 1).double())
@@ -124,9 +124,11 @@ def test_norm_names_layer_and_values() -> None:
     sparse.set_active(ChannelSet([0, 3], 7))
     with pytest.raises(ValueError, match=r"stem.norm: x: expected x with 2 channels, got \(1, 7,"):
         sparse(torch.randn(1, 7, 1, 1).double())
-    with pytest.raises(ValueError, match="stem.norm: expected active of 7 channels, got 8"):
+    with pytest.raises(ValueError, match=r"stem.norm: expected active of 7 channels, got 8"):
         sparse.set_active(ChannelSet([0], 8))
-    with pytest.raises(TypeError, match="stem.norm: expected a ChannelSet or None for active, got"):
+    with pytest.raises(
+        TypeError, match=r"stem.norm: expected a ChannelSet or None for active, got"
+    ):
         sparse.set_active([0])
 
 

@@ -185,7 +185,8 @@ def test_conv_norm_autocast_as_torch() -> None:
         y = second(first(x.to(dtype), *leaves[:2]), *leaves[2:])
         y.backward(torch.sin(torch.arange(y.numel())).view(y.shape).bfloat16().to(y.dtype))
         names = ("weight", "norm.weight", "norm.bias")
-        return {"y": y.detach(), **dict(zip(names, (t.grad for t in (leaves[0], *leaves[2:]))))}
+        grads = [t.grad for t in (leaves[0], *leaves[2:])]
+        return {"y": y.detach(), **dict(zip(names, grads, strict=True))}
 
     with torch.autocast("cpu", torch.bfloat16):
         got = results(conv, ours, torch.float32)

@@ -1,4 +1,4 @@
-"""Every raw operator: torch's opcheck (schema, fake tensors, compiled dispatch) and its FLOP count."""
+"""Every raw operator: torch's opcheck, strides of its fake, FLOP count."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from channel_helpers import channels, leaf
@@ -86,8 +87,8 @@ _sample(
     *_grouped,
 )
 _sample(
-    OPS.channel_conv2d_dgrad, "groups", _x(2, 4, 4, 3), _x(2, 2, 6, 5), _x(9, 2, 3, 3), _g_in, _g_out,
-    *_grouped,
+    OPS.channel_conv2d_dgrad, "groups", _x(2, 4, 4, 3), _x(2, 2, 6, 5), _x(9, 2, 3, 3), _g_in,
+    _g_out, *_grouped,
 )  # fmt: skip
 _sample(
     OPS.channel_conv2d_wgrad, "groups", _x(2, 4, 4, 3), _x(2, 2, 6, 5), [3, 3], ONE, [0, 0], ONE, 2
@@ -165,6 +166,23 @@ def test_raw_operator_passes_opcheck(op: Any, args: tuple[Any, ...]) -> None:
     results = torch.library.opcheck(op, args)
     assert set(results.values()) == {"SUCCESS"}
     assert len(results) == 4  # schema, autograd registration, fake tensors, compiled dispatch
+
+
+@pytest.mark.parametrize(("op", "args"), SAMPLES.values(), ids=SAMPLES.keys())
+def test_fake_predicts_the_strides(op: Any, args: tuple[Any, ...]) -> None:
+    real = op(*args)
+    mode = FakeTensorMode()
+    with mode:
+        fake = op(*[mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args])
+    for got, wanted in zip(_as_tuple(fake), _as_tuple(real), strict=True):
+        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+        long = [axis for axis, size in enumerate(wanted.shape) if size > 1]
+        if wanted.numel():
+            assert [got.stride(a) for a in long] == [wanted.stride(a) for a in long]
+
+
+def _as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def test_every_raw_operator_has_samples() -> None:

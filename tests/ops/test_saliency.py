@@ -46,8 +46,8 @@ def test_channel_batch_norm_probe_equals_definition(
         active=active, relu=relu, probe=probe,
     )  # fmt: skip
     h = F.batch_norm(
-        x, mean[idx], var[idx], None if weight is None else w[idx], None if bias is None else b[idx],
-        training, eps=0.1,
+        x, mean[idx], var[idx], None if weight is None else w[idx],
+        None if bias is None else b[idx], training, eps=0.1,
     )  # fmt: skip
     h.retain_grad()
     upstream = torch.randn_like(h)
