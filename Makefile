@@ -38,7 +38,8 @@ type: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
 
 bench: $(STAMP) ## measure operators and training steps; writes benchmarks/results/
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only --ops-csv benchmarks/results/ops_cpu.csv
+	$(BIN)/python -m benchmarks.train_step --densities 0.25,0.3,0.5,0.75,1.0
 
 clean: ## remove .venv, caches and build products (keeps runs/)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

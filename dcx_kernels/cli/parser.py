@@ -20,9 +20,14 @@ examples:
     dcx train --data digits --model vgg19 --width 0.5 --density 0.4 --compare mask,dense \\
         --out runs/demo
   the paper's VGG-19 on CIFAR-10 (a folder that holds cifar-10-batches-py), on a GPU:
-    dcx train --data ~/data --model vgg19 --density 0.4 --epochs 160 --batch-size 64 --lr 0.1 \\
-        --device cuda --channels-last --out runs/vgg19-40
+    dcx train --data ~/data --model vgg19 --density 0.4 --procedure two-stage --epochs 160 \\
+        --batch-size 64 --lr 0.1 --device cuda --channels-last --out runs/vgg19-40
   go on after Ctrl-C, a crash or a full disk: the same command with --resume.
+
+procedures: single-stage selects for --select-epochs, then freezes the topology and trains on;
+two-stage selects for all epochs. Then the thin network is fine-tuned, with a fresh optimizer. As
+long as there are few steps, selection explores, every step trains another network and none learns
+much: with some hundred steps take single-stage, with 100 thousand the paper prefers two-stage.
 
 what --out holds afterwards:
   report.html  figures, table, configuration    result.json  the same numbers
@@ -96,7 +101,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     selection.add_argument("--density", type=float, default=0.4, help="share of channels (0.4)")
     selection.add_argument("--selector", default="cucb", help="cucb, random or static (cucb)")
     selection.add_argument(
-        "--procedure", default="two-stage", help="two-stage or single-stage (two-stage)"
+        "--procedure", default="single-stage", help="single-stage or two-stage (single-stage)"
     )
     selection.add_argument(
         "--select-epochs", type=int, help="single-stage: epochs before freezing (a quarter)"
@@ -113,7 +118,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--finetune-epochs",
         type=int,
-        help="epochs of the thin network (as --epochs; single-stage: none)",
+        help="epochs of the thin network; 0: only cut it out (as --epochs)",
     )
     training.add_argument("--batch-size", type=int, default=DEFAULT_BATCH, help="(%(default)s)")
     training.add_argument("--lr", type=float, default=DEFAULT_LR, help="(%(default)s)")
@@ -163,6 +168,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 _BOOLEAN = argparse.BooleanOptionalAction
-DEFAULT_EPOCHS = 8
+# what suits the demo: few steps, so few of selection, and a learning rate that survives it
+DEFAULT_EPOCHS = 6
 DEFAULT_BATCH = 32
-DEFAULT_LR = 0.05
+DEFAULT_LR = 0.02

@@ -65,6 +65,8 @@ def train(
             raise ValueError(expected("--threads of at least 1", threads))
         torch.set_num_threads(threads)
     experiment = Experiment(data, model, width, compare, device, channels_last)
+    if settings["finetune_epochs"] is None:
+        settings["finetune_epochs"] = settings["epochs"]
     config = DCEConfig(**settings)
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected --out to be a directory, got the file {out}")
@@ -117,6 +119,12 @@ def _print_table(outcome: Outcome, console: Console) -> None:
                 "for backward",
                 highlight=False,
             )
+    if arms["sparse"]["selecting_step_ms"]:
+        console.print(
+            f"while channels change at every step, a sparse step takes "
+            f"{arms['sparse']['selecting_step_ms']:.1f} ms",
+            highlight=False,
+        )
 
 
 def _title(result: dict[str, Any]) -> str:

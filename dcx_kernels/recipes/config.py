@@ -81,9 +81,11 @@ class DCEConfig:
                 raise ValueError(expected(f"{name} to be one of {choices}", getattr(self, name)))
         for name in ("epochs", "batch_size", "min_active", "round_to", "recalibrate_batches"):
             _positive(name, getattr(self, name))
-        for name in ("select_epochs", "finetune_epochs", "tau"):
+        for name in ("select_epochs", "tau"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        if self.finetune_epochs is not None and self.finetune_epochs < 0:
+            raise ValueError(expected("finetune_epochs of at least 0", self.finetune_epochs))
         if not self.lr > 0:
             raise ValueError(expected("a positive learning rate", self.lr))
         if not 0 <= self.momentum < 1:
@@ -103,9 +105,9 @@ class DCEConfig:
     @property
     def thin_epochs(self) -> int:
         """Epochs the thin network is trained for; single-stage has none unless it asks for some."""
-        if self.procedure == "single-stage":
-            return self.finetune_epochs or 0
-        return self.finetune_epochs or self.epochs
+        if self.finetune_epochs is not None:
+            return self.finetune_epochs
+        return self.epochs if self.procedure == "two-stage" else 0
 
 
 def _positive(name: str, value: object) -> None:

@@ -139,7 +139,14 @@ def run_experiment(
     rows = read_rows(run.log_path)
     images, labels = next(iter(loaders.train.batches(0)))
     arms = [
-        measure(stages[arm], images, labels, rows, dense() if arm == "mask" else None)
+        measure(
+            stages[arm],
+            images,
+            labels,
+            rows,
+            config.selection_epochs,
+            computed=dense() if arm == "mask" else None,
+        )
         for arm in _ORDER
         if arm in stages
     ]

@@ -30,6 +30,7 @@ class ArmResult:
         macs: multiply-accumulates of one image's forward pass that are computed.
         activation_bytes: activations of one image that are computed.
         step_ms: median time of a training step; None if there was none.
+        selecting_step_ms: the same while channels were selected; None if they never were.
         saved_bytes: kept between forward and backward of one batch.
         steps: training steps.
     """
@@ -41,6 +42,7 @@ class ArmResult:
     macs: int
     activation_bytes: int
     step_ms: float | None
+    selecting_step_ms: float | None
     saved_bytes: int
     steps: int
 
@@ -54,6 +56,7 @@ def measure(
     images: Tensor,
     labels: Tensor,
     rows: Sequence[Mapping[str, Any]],
+    selection_epochs: int,
     computed: nn.Module | None = None,
 ) -> ArmResult:
     """Measure a trained network.
@@ -63,11 +66,13 @@ def measure(
         images: one training batch.
         labels: its labels.
         rows: the log.
+        selection_epochs: epochs in which channels were selected, if the network has a choice.
         computed: the network whose costs count; a mask computes everything the dense one does.
     """
     model = stage.model if computed is None else computed
     price = cost(model) if isinstance(model, ChannelModel) else cost(model, images[:1])
-    times = [r["step_ms"] for r in rows if r["arm"] == stage.arm and r["kind"] == "step"]
+    steps = [row for row in rows if row["arm"] == stage.arm and row["kind"] == "step"]
+    selecting = [row for row in steps if row["active"] and row["epoch"] < selection_epochs]
     return ArmResult(
         arm=stage.arm,
         accuracy=stage.accuracy,
@@ -75,10 +80,15 @@ def measure(
         params=price.params,
         macs=price.macs,
         activation_bytes=price.activation_bytes,
-        step_ms=median(times) if times else None,
+        step_ms=_median_time(steps),
+        selecting_step_ms=_median_time(selecting),
         saved_bytes=_saved(stage.model, images, labels),
-        steps=len(times),
+        steps=len(steps),
     )
+
+
+def _median_time(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    return median(row["step_ms"] for row in rows) if rows else None
 
 
 def _saved(model: nn.Module, images: Tensor, labels: Tensor) -> int:

@@ -28,7 +28,7 @@ _MEANING = {
     "dense": "all channels, ordinary PyTorch",
     "mask": "the papers' way: compute all channels, multiply the inactive ones by zero",
     "sparse": "only the active channels exist",
-    "thin": "the final selection as a plain, physically smaller network, after fine-tuning",
+    "thin": "the final selection as a plain, physically smaller network",
 }
 
 
@@ -84,7 +84,15 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 def _notes(result: Mapping[str, Any]) -> str:
     notes = [f"{arm['arm']}: {_MEANING[arm['arm']]}" for arm in result["arms"]]
-    text = ". ".join(notes) + "."
+    thin = result["arms"][-1]["steps"]
+    tuned = f", fine-tuned for {thin} steps." if thin else ", not trained any further."
+    text = ". ".join(notes) + tuned
+    selecting = ", ".join(
+        f"{arm['arm']} {arm['selecting_step_ms']:.1f} ms"
+        for arm in result["arms"]
+        if arm["selecting_step_ms"] is not None
+    )
+    text += f" Median step while the channels changed at every step: {selecting}."
     if result["config"]["recalibrate"]:
         before = ", ".join(
             f"{arm['arm']} {100 * arm['accuracy_as_trained']:.2f} %"

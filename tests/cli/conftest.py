@@ -13,7 +13,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TINY = ["--width", "0.0625", "--density", "0.5", "--batch-size", "16", "--lr", "0.05"]
+SIZE = ["--width", "0.0625", "--density", "0.5", "--batch-size", "16", "--lr", "0.05"]
+TINY = [*SIZE, "--procedure", "two-stage"]
 
 
 @pytest.fixture(autouse=True)

@@ -20,11 +20,13 @@ def test_two_stage_selects_throughout_and_repeats_the_training() -> None:
     config = DCEConfig(epochs=8)
     assert (config.selection_epochs, config.thin_epochs) == (8, 8)
     assert DCEConfig(epochs=8, finetune_epochs=3).thin_epochs == 3
+    assert DCEConfig(epochs=8, finetune_epochs=0).thin_epochs == 0
 
 
 def test_single_stage_freezes_after_a_quarter_as_40_of_160() -> None:
     config = DCEConfig(procedure="single-stage")
     assert (config.selection_epochs, config.thin_epochs) == (40, 0)
+    assert DCEConfig(procedure="single-stage", finetune_epochs=9).thin_epochs == 9
     assert DCEConfig(procedure="single-stage", select_epochs=7).selection_epochs == 7
     assert DCEConfig(procedure="single-stage", epochs=2).selection_epochs == 1
 
@@ -40,6 +42,7 @@ def test_single_stage_freezes_after_a_quarter_as_40_of_160() -> None:
         ({"select_epochs": 0}, "select_epochs"),
         ({"epochs": 3, "select_epochs": 4}, "at most 3 select_epochs, got 4"),
         ({"tau": 0}, "tau"),
+        ({"finetune_epochs": -1}, "finetune_epochs of at least 0"),
         ({"lr": 0.0}, "positive learning rate"),
         ({"lr": float("nan")}, "positive learning rate"),
         ({"momentum": -0.1}, r"momentum in \[0, 1\)"),

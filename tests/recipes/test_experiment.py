@@ -37,7 +37,7 @@ def _files(directory: Path) -> dict[str, bytes]:
 
 def _numbers(directory: Path) -> list[dict[str, Any]]:
     arms = json.loads((directory / "result.json").read_text())["arms"]
-    return [{k: v for k, v in arm.items() if k != "step_ms"} for arm in arms]
+    return [{k: v for k, v in arm.items() if not k.endswith("step_ms")} for arm in arms]
 
 
 def test_two_stage(experiment: Experiment, config: DCEConfig, tmp_path: Path) -> None:
@@ -54,6 +54,8 @@ def test_two_stage(experiment: Experiment, config: DCEConfig, tmp_path: Path) ->
     assert all(arm["step_ms"] > 0 and arm["steps"] == 8 for arm in arms.values())
     assert arms["sparse"]["accuracy_as_trained"] is not None
     assert arms["dense"]["accuracy_as_trained"] is None
+    assert arms["dense"]["selecting_step_ms"] is None
+    assert arms["sparse"]["selecting_step_ms"] == arms["sparse"]["step_ms"]
     rows = _rows(tmp_path)
     assert [row["arm"] for row in rows if row["kind"] == "epoch"] == [
         arm for arm in ("sparse", "mask", "dense", "thin") for _ in range(2)
@@ -103,6 +105,7 @@ def test_single_stage_freezes_the_topology_and_keeps_the_momentum(
     assert len({json.dumps(w) for w in widths}) > 1
     assert frozen[0] == outcome.result["final"]
     arms = {arm["arm"]: arm for arm in outcome.result["arms"]}
+    assert arms["sparse"]["selecting_step_ms"] != arms["sparse"]["step_ms"]
     assert arms["thin"]["step_ms"] is None  # nothing left to train: only cut out
     assert arms["thin"]["accuracy"] == arms["sparse"]["accuracy"]
     saved = checkpoint.load(tmp_path / "checkpoints" / "sparse" / "latest.safetensors")
