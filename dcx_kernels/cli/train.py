@@ -19,7 +19,7 @@ from dcx_kernels.recipes.onnx import export_onnx, missing_packages
 from dcx_kernels.train.log import read_rows
 from dcx_kernels.train.progress import for_console
 from dcx_kernels.train.report import write_report
-from dcx_kernels.train.table import COLUMNS, cells
+from dcx_kernels.train.table import COLUMNS, cells, size
 
 __all__ = ["train"]
 
@@ -110,21 +110,20 @@ def _print_table(outcome: Outcome, console: Console) -> None:
         table.add_row(*cells(arm), style="bold" if arm["arm"] == "sparse" else None)
     console.print(table)
     arms = {arm["arm"]: arm for arm in outcome.result["arms"]}
-    for other in ("mask", "dense"):
-        if other in arms and arms[other]["step_ms"] and arms["sparse"]["step_ms"]:
-            speed = arms[other]["step_ms"] / arms["sparse"]["step_ms"]
-            memory = arms[other]["saved_bytes"] / arms["sparse"]["saved_bytes"]
-            console.print(
-                f"sparse steps are {speed:.2f}x as fast as {other} and save {memory:.2f}x less "
-                "for backward",
-                highlight=False,
-            )
-    if arms["sparse"]["selecting_step_ms"]:
-        console.print(
-            f"while channels change at every step, a sparse step takes "
-            f"{arms['sparse']['selecting_step_ms']:.1f} ms",
-            highlight=False,
-        )
+    sparse = arms["sparse"]
+    for other in (arms[name] for name in ("mask", "dense") if name in arms):
+        console.print(_gain("a sparse step", sparse, other, ""), highlight=False)
+    if "mask" in arms and sparse["selecting_step_ms"] is not None:
+        what = "the same while channels change at every step"
+        console.print(_gain(what, sparse, arms["mask"], "selecting_"), highlight=False)
+
+
+def _gain(what: str, sparse: dict[str, Any], other: dict[str, Any], prefix: str) -> str:
+    time, memory = (other[prefix + k] / sparse[prefix + k] for k in ("step_ms", "saved_bytes"))
+    return (
+        f"{what}: {sparse[prefix + 'step_ms']:.1f} ms, {size(sparse[prefix + 'saved_bytes'])}; "
+        f"{other['arm']} takes {time:.2f}x the time and {memory:.2f}x the memory"
+    )
 
 
 def _title(result: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from dcx_kernels.errors import expected
 from dcx_kernels.graph import ChannelModel, convert, save_compact
 from dcx_kernels.models import build
 from dcx_kernels.recipes.config import DCEConfig
-from dcx_kernels.recipes.dce import Loaders, finetune, train_plain, train_selected
+from dcx_kernels.recipes.dce import Loaders, finetune, make_selector, train_plain, train_selected
 from dcx_kernels.recipes.measure import ArmResult, measure
 from dcx_kernels.recipes.run import Run
 from dcx_kernels.train.atomic import replace_text
@@ -138,6 +138,7 @@ def run_experiment(
 
     rows = read_rows(run.log_path)
     images, labels = next(iter(loaders.train.batches(0)))
+    first = make_selector(sparse_model.groups, config).select()
     arms = [
         measure(
             stages[arm],
@@ -145,6 +146,7 @@ def run_experiment(
             labels,
             rows,
             config.selection_epochs,
+            first=first if arm in ("mask", "sparse") else None,
             computed=dense() if arm == "mask" else None,
         )
         for arm in _ORDER

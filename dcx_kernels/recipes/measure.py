@@ -10,6 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.graph import ChannelModel, cost
 from dcx_kernels.recipes.dce import Stage
 from dcx_kernels.train.memory import saved_bytes
@@ -32,6 +33,8 @@ class ArmResult:
         step_ms: median time of a training step; None if there was none.
         selecting_step_ms: the same while channels were selected; None if they never were.
         saved_bytes: kept between forward and backward of one batch.
+        selecting_saved_bytes: the same with the channels of the first selection; None if there
+            was none.
         steps: training steps.
     """
 
@@ -44,6 +47,7 @@ class ArmResult:
     step_ms: float | None
     selecting_step_ms: float | None
     saved_bytes: int
+    selecting_saved_bytes: int | None
     steps: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,6 +61,7 @@ def measure(
     labels: Tensor,
     rows: Sequence[Mapping[str, Any]],
     selection_epochs: int,
+    first: Mapping[str, ChannelSet] | None = None,
     computed: nn.Module | None = None,
 ) -> ArmResult:
     """Measure a trained network.
@@ -67,6 +72,7 @@ def measure(
         labels: its labels.
         rows: the log.
         selection_epochs: epochs in which channels were selected, if the network has a choice.
+        first: the channels of the first step, if they were selected.
         computed: the network whose costs count; a mask computes everything the dense one does.
     """
     model = stage.model if computed is None else computed
@@ -82,7 +88,8 @@ def measure(
         activation_bytes=price.activation_bytes,
         step_ms=_median_time(steps),
         selecting_step_ms=_median_time(selecting),
-        saved_bytes=_saved(stage.model, images, labels),
+        saved_bytes=_saved(stage.model, images, labels, {}),
+        selecting_saved_bytes=_saved(stage.model, images, labels, first) if first else None,
         steps=len(steps),
     )
 
@@ -91,10 +98,12 @@ def _median_time(rows: Sequence[Mapping[str, Any]]) -> float | None:
     return median(row["step_ms"] for row in rows) if rows else None
 
 
-def _saved(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+def _saved(model: nn.Module, images: Tensor, labels: Tensor, sets: Mapping[str, ChannelSet]) -> int:
     buffers = [buffer.clone() for buffer in model.buffers()]
     with preserved(model):
         model.train()
+        if isinstance(model, ChannelModel):
+            model.set_active(sets)
         result = saved_bytes(lambda: F.cross_entropy(model(images), labels), model)
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(before)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dcx_kernels.train import figures
 from dcx_kernels.train.atomic import replace_text
-from dcx_kernels.train.table import COLUMNS, cells
+from dcx_kernels.train.table import COLUMNS, cells, size
 
 __all__ = ["write_report"]
 
@@ -88,11 +88,11 @@ def _notes(result: Mapping[str, Any]) -> str:
     tuned = f", fine-tuned for {thin} steps." if thin else ", not trained any further."
     text = ". ".join(notes) + tuned
     selecting = ", ".join(
-        f"{arm['arm']} {arm['selecting_step_ms']:.1f} ms"
+        f"{arm['arm']} {arm['selecting_step_ms']:.1f} ms and {size(arm['selecting_saved_bytes'])}"
         for arm in result["arms"]
         if arm["selecting_step_ms"] is not None
     )
-    text += f" Median step while the channels changed at every step: {selecting}."
+    text += f" Median step and saved bytes while the channels changed at every step: {selecting}."
     if result["config"]["recalibrate"]:
         before = ", ".join(
             f"{arm['arm']} {100 * arm['accuracy_as_trained']:.2f} %"

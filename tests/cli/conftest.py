@@ -53,19 +53,24 @@ def arguments(data_file: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Start ``dcx`` as a process."""
+def start() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
+    """Start ``dcx`` as a process; whatever still runs when the test is over is ended."""
+    started: list[subprocess.Popen[str]] = []
 
     def run(arguments: list[str]) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "dcx_kernels.cli", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            command,
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dcx_kernels.cli", *arguments],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        started.append(process)
+        return process
 
-    return run
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

@@ -54,7 +54,8 @@ def test_two_stage(experiment: Experiment, config: DCEConfig, tmp_path: Path) ->
     assert all(arm["step_ms"] > 0 and arm["steps"] == 8 for arm in arms.values())
     assert arms["sparse"]["accuracy_as_trained"] is not None
     assert arms["dense"]["accuracy_as_trained"] is None
-    assert arms["dense"]["selecting_step_ms"] is None
+    assert arms["dense"]["selecting_step_ms"] is arms["dense"]["selecting_saved_bytes"] is None
+    assert arms["mask"]["selecting_saved_bytes"] > 1.5 * arms["sparse"]["selecting_saved_bytes"]
     assert arms["sparse"]["selecting_step_ms"] == arms["sparse"]["step_ms"]
     rows = _rows(tmp_path)
     assert [row["arm"] for row in rows if row["kind"] == "epoch"] == [

@@ -30,7 +30,9 @@ def _arm(name: str, **changes: Any) -> dict[str, Any]:
 
 def _result() -> dict[str, Any]:
     config = {"selector": "cucb", "density": 0.4, "procedure": "two-stage", "epochs": 2}
-    sparse = _arm("sparse", accuracy_as_trained=0.5, selecting_step_ms=15.67)
+    sparse = _arm(
+        "sparse", accuracy_as_trained=0.5, selecting_step_ms=15.67, selecting_saved_bytes=2**21
+    )
     return {
         "experiment": {"model": "vgg19", "data": "<digits>"},
         "config": {**config, "batch_size": 32, "recalibrate": True},
@@ -77,7 +79,7 @@ def test_report_is_self_contained(tmp_path: Path) -> None:
         "2.11.0",
         "batch_size",
         "sparse 50.00 %",
-        "sparse 15.7 ms",
+        "sparse 15.7 ms and 2.0 MiB",
         "&lt;digits&gt;",
     ):
         assert text in without, text
