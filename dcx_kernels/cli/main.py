@@ -1,6 +1,7 @@
 """Read the command, run its function, turn known errors into one sentence and an exit code.
 
-Exit codes: 0 done, 1 training had to stop, 2 bad input, 130 interrupted.
+Exit codes: 0 done; 1 training had to stop; 2 bad input, or a file that cannot be read or written;
+130 interrupted.
 """
 
 from __future__ import annotations

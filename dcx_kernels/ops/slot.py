@@ -12,7 +12,7 @@ fault every 4 kB.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +68,10 @@ class PackedLeaf(NamedTuple):
     generation: int
 
 
+def _nobody() -> None:
+    """Stand for a dead weak reference."""
+
+
 class ParameterSlot:
     """One parameter, its active sets, and the packed leaves made since the last optimizer step.
 
@@ -79,6 +83,7 @@ class ParameterSlot:
 
     Attributes:
         compact: gradients are packed (True), set by `dcx.optim`, or dense ``.grad``s with zeros.
+        owner: weak reference to the optimizer that drops its gradients.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class ParameterSlot:
         self.inner = inner
         self.packable = packable
         self.compact = False
+        self.owner: Callable[[], object | None] = _nobody
         self.out_active: ChannelSet | None = None
         self.in_active: ChannelSet | None = None
         self._leaves: list[PackedLeaf] = []
@@ -174,20 +180,23 @@ class ParameterSlot:
     # --- backward has run -------------------------------------------------------------------------
 
     def gradient(self) -> CompactGrad | None:
-        """Return the gradient since the last step, promoted to dense if the sets changed."""
-        if not self.compact:
-            return self._masked_gradient()
+        """Return the gradient since the last step, promoted to dense if the sets changed.
+
+        Promoted too if the parameter has a ``.grad``, as from a penalty on the parameter itself.
+        """
         with_grad = [leaf for leaf in self._leaves if leaf.tensor.grad is not None]
-        if not with_grad:
-            return None
-        first = with_grad[0]
-        if all(leaf[1:3] == first[1:3] for leaf in with_grad):
+        if not self.compact or not with_grad:
+            return self._masked_gradient()
+        first, full = with_grad[0], self.parameter.grad
+        if full is None and all(leaf[1:3] == first[1:3] for leaf in with_grad):
             total = first.tensor.grad
             for leaf in with_grad[1:]:
                 total = total + leaf.tensor.grad  # type: ignore[operator]
             assert total is not None
             return CompactGrad(total, first.out_active, first.in_active)
         dense = torch.zeros_like(self.parameter, memory_format=torch.contiguous_format)
+        if full is not None:
+            dense += full
         for leaf in with_grad:
             assert leaf.tensor.grad is not None
             if leaf.rows is None:

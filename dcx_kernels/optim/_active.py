@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, overload
 
@@ -56,15 +57,26 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         self._model = model
         super().__init__(model.parameters() if params is None else params, defaults)
         self._scratch = Scratch()
-        self._adopt_slots()
+        self._adopt(self._slots())
 
-    def _adopt_slots(self) -> dict[Tensor, ParameterSlot]:
-        """Map parameters to slots, new ones included; ask their layers for compact gradients."""
+    def _slots(self) -> dict[Tensor, ParameterSlot]:
+        return {slot.parameter: slot for _, slot in parameter_slots(self._model)}
+
+    def _adopt(self, slots: dict[Tensor, ParameterSlot]) -> None:
+        """Ask the layers of all slots for compact gradients, and own those of our parameters."""
         dense = getattr(self._model, "grads", "compact") == "dense"
-        slots = {slot.parameter: slot for _, slot in parameter_slots(self._model)}
         for slot in slots.values():
             slot.compact = slot.packable and not dense
-        return slots  # type: ignore[return-value]
+        me = weakref.ref(self)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in slots:
+                    slots[parameter].owner = me
+
+    def _owns(self, slot: ParameterSlot) -> bool:
+        """Whether the slot's gradients are ours to drop: another optimizer's are not."""
+        owner = slot.owner()
+        return owner is self or owner is None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -81,7 +93,7 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        slots = self._adopt_slots()
+        slots = self._slots()
         for group in self.param_groups:
             for chunk in self._chunks(group, slots):
                 for fresh in (True, False):
@@ -91,7 +103,9 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
                 for task in chunk:
                     task.write_back()
         for slot in slots.values():
-            slot.consume()
+            if self._owns(slot):
+                slot.consume()
+        self._adopt(slots)  # not before: gradients are where they were asked for
         return loss
 
     def _chunks(
@@ -164,8 +178,9 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, compact ones too."""
         super().zero_grad(set_to_none)
-        for _, slot in parameter_slots(self._model):
-            slot.zero_grad()
+        for slot in self._slots().values():
+            if self._owns(slot):
+                slot.zero_grad()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"inactive": self.inactive, "_model": self._model, **super().__getstate__()}

@@ -39,8 +39,18 @@ class SliceTask:
         self.mask: Tensor | None = None
         self.tensors: dict[str, Tensor] = {}
 
+    @property
+    def fusable(self) -> bool:
+        """Whether torch's fused kernels may run: they go through memory, whatever the strides."""
+        packed = self.packed
+        dense = packed.is_contiguous() or packed.is_contiguous(memory_format=torch.channels_last)
+        return dense and self.grad.layout is torch.strided
+
     def gather(self, scratch: Scratch) -> None:
         """Bring the state tensors (and, under a mask, the parameter) where the kernel may write."""
+        for name, tensor in self._full_tensors().items():  # a loaded one may have other strides
+            self.state[name] = _laid_out_as(tensor, self.parameter)
+        self.grad = _laid_out_as(self.grad, self.packed)
         self.tensors = self._full_tensors()
         if self.rows is not None:
             for name, tensor in self.tensors.items():
@@ -61,6 +71,15 @@ class SliceTask:
 
     def _full_tensors(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state.items() if k != "step" and isinstance(v, Tensor)}
+
+
+def _laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor, or a copy of it with the strides of ``like``."""
+    if tensor.layout is not torch.strided or tensor.stride() == like.stride():
+        return tensor
+    if tensor.is_contiguous() and like.is_contiguous():  # strides of a length of 1 may differ
+        return tensor
+    return torch.empty_like(like).copy_(tensor)
 
 
 class Scratch:

@@ -42,8 +42,10 @@ class AdamW(ActiveSliceOptimizer):
         params: Iterable[Any] | None = None,
         inactive: Inactive = "frozen",
     ) -> None:
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(expected("a tensor lr of 1 element", lr.numel()))
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if value < 0.0:
+            if not value >= 0.0:  # NaN neither
                 raise ValueError(expected(f"{name} >= 0", value))
         for index, beta in enumerate(betas):
             if not 0.0 <= beta < 1.0:
@@ -94,5 +96,5 @@ class AdamW(ActiveSliceOptimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=group["maximize"],
-            fused=not isinstance(group["lr"], Tensor),
+            fused=not isinstance(group["lr"], Tensor) and all(task.fusable for task in tasks),
         )

@@ -42,8 +42,10 @@ class SGD(ActiveSliceOptimizer):
         params: Iterable[Any] | None = None,
         inactive: Inactive = "frozen",
     ) -> None:
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(expected("a tensor lr of 1 element", lr.numel()))
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if value < 0.0:
+            if not value >= 0.0:  # NaN neither
                 raise ValueError(expected(f"{name} >= 0", value))
         if nesterov and (momentum <= 0 or dampening != 0):
             what = "momentum > 0 and dampening = 0 with nesterov"
@@ -83,7 +85,7 @@ class SGD(ActiveSliceOptimizer):
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            fused=not isinstance(group["lr"], Tensor),
+            fused=not isinstance(group["lr"], Tensor) and all(task.fusable for task in tasks),
         )
         if fresh:
             for buffer, seeded in zip(buffers, stepped, strict=True):

@@ -113,6 +113,8 @@ def finetune(
     if not isinstance(selected.model, ChannelModel) or selected.sets is None:
         raise ValueError("expected a stage with selected channels to fine-tune")
     model = compact(selected.model)
+    if loaders.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.thin_epochs == 0:
         accuracy = evaluate(model, loaders.test).accuracy
         return Stage(arm, model, selected.sets, accuracy)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from dcx_kernels.errors import CheckpointError
 from dcx_kernels.train.atomic import replace_text
 
 __all__ = ["TIMINGS", "Log", "read_rows"]
@@ -53,26 +55,45 @@ class Log:
             replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, **row: Any) -> None:
-        """Append one row and hand it to the operating system."""
+        """Append one row and hand it to the operating system.
+
+        Raises:
+            CheckpointError: if it cannot be written, for example because the disk is full.
+        """
         self.rows += 1
         if self.path is None:
             return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps({"arm": self.arm, **row}) + "\n")
-        self._file.flush()
+        with self._errors():
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(json.dumps({"arm": self.arm, **row}) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
-        """Force the rows to disk: done before each checkpoint, which counts on them."""
+        """Force the rows to disk: done before each checkpoint, which counts on them.
+
+        Raises:
+            CheckpointError: if the disk refuses.
+        """
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with self._errors():
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; the next row opens it again."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):  # every row was flushed, or has complained already
+                file.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            message = f"could not write log {self.path}: {error.strerror or error}"
+            raise CheckpointError(message) from error
 
     def __enter__(self) -> Log:
         return self

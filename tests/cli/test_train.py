@@ -100,7 +100,7 @@ def test_resume_of_a_finished_run_repeats_no_step(arguments: Arguments, tmp_path
 def test_kill_and_control_c_then_resume_is_exact(
     arguments: Arguments, start: Start, tmp_path: Path
 ) -> None:
-    options = ["--epochs", "6", "--no-onnx", "--checkpoint-every", "3"]
+    options = ["--epochs", "6", "--finetune-epochs", "20", "--no-onnx", "--checkpoint-every", "3"]
     straight = start(arguments(tmp_path / "straight", *options))
     out = tmp_path / "broken"
     command = [*arguments(out, *options), "--resume"]

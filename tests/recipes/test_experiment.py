@@ -126,6 +126,17 @@ def test_other_selectors(
     assert (len({json.dumps(w) for w in widths}) == 1) == (selector == "static")
 
 
+def test_channels_last(experiment: Experiment, config: DCEConfig, tmp_path: Path) -> None:
+    last = dataclasses.replace(experiment, channels_last=True)
+    config = dataclasses.replace(config, epochs=1)
+    outcome = run_experiment(last, config, tmp_path)
+    weights = [p for p in outcome.thin.parameters() if p.dim() == 4]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    before = _files(tmp_path)
+    run_experiment(last, config, tmp_path, resume=True)
+    assert _files(tmp_path) == before
+
+
 def test_without_recalibration(experiment: Experiment, config: DCEConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(config, recalibrate=False, epochs=1)
     outcome = run_experiment(dataclasses.replace(experiment, compare=()), config, tmp_path)

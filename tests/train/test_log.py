@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from dcx_kernels.errors import CheckpointError
 from dcx_kernels.train.log import Log, read_rows
 
 
@@ -44,6 +47,14 @@ def test_log_torn_last_line_is_dropped(tmp_path: Path) -> None:
         assert again.rows == 1
         again.write(step=2)
     assert [row["step"] for row in read_rows(path)] == [1, 2]
+
+
+def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    with Log(full, "sparse") as log, pytest.raises(CheckpointError, match="No space left"):
+        log.write(step=1)
 
 
 def test_log_without_file(tmp_path: Path) -> None:

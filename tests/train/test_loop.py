@@ -248,6 +248,21 @@ def test_resume_after_nan_goes_on_where_it_stopped(
     _assert_equal(_everything(again), _everything(straight))
 
 
+@pytest.mark.gpu
+def test_fit_on_a_gpu_starts_like_on_the_cpu(
+    channel_model: Make, trainer_in: Make, loader_of: Make, tmp_path: Path
+) -> None:
+    for device in ("cpu", "cuda"):
+        model = channel_model().to(device)
+        trainer_in(tmp_path / device, model=model).fit(loader_of(device=device), 2)
+    cpu, gpu = (
+        [row for row in read_rows(tmp_path / d / "log.jsonl") if row["kind"] == "step"]
+        for d in ("cpu", "cuda")
+    )
+    assert len(gpu) == len(cpu)
+    assert gpu[0]["loss"] == pytest.approx(cpu[0]["loss"], rel=0.2)  # other dropout draws
+
+
 def test_batch_norm_only_buffers_are_snapshot(channel_model: Make) -> None:
     model = channel_model()
     assert isinstance(model, ChannelModel)
