@@ -6,11 +6,33 @@ from collections.abc import Callable
 
 from torch import nn
 
+from dcx_kernels.errors import expected
+from dcx_kernels.models.m_cifarnet import MCifarNet, m_cifarnet
+from dcx_kernels.models.resnet import CifarResNet, resnet20, resnet32, resnet56
 from dcx_kernels.models.vgg import VGG, vgg16, vgg19
 
-__all__ = ["MODELS", "VGG", "build", "vgg16", "vgg19"]
+__all__ = [
+    "MODELS",
+    "VGG",
+    "CifarResNet",
+    "MCifarNet",
+    "build",
+    "m_cifarnet",
+    "resnet20",
+    "resnet32",
+    "resnet56",
+    "vgg16",
+    "vgg19",
+]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"vgg16": vgg16, "vgg19": vgg19}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "m_cifarnet": m_cifarnet,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+}
 
 
 def build(name: str, num_classes: int, **kwargs: object) -> nn.Module:
@@ -26,5 +48,5 @@ def build(name: str, num_classes: int, **kwargs: object) -> nn.Module:
     """
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
-        raise ValueError(f"expected a model out of {known}, got {name!r}")
+        raise ValueError(expected(f"a model out of {known}", repr(name)))
     return MODELS[name](num_classes=num_classes, **kwargs)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dcx_kernels.models._shared import check_options, init_he, scale
+
 __all__ = ["VGG", "vgg16", "vgg19"]
 
 # convolutions of each stage; a 2x2 max pool ends a stage
@@ -53,14 +55,7 @@ class VGG(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw He-normal convolutions; batch norm is 1 and 0, the linear layer small normal."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+        init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, num_classes)."""
@@ -109,9 +104,6 @@ def vgg16(num_classes: int = 10, width: float = 1.0) -> VGG:
 
 
 def _vgg(name: str, num_classes: int, width: float) -> VGG:
-    if num_classes < 1:
-        raise ValueError(f"{name}: expected num_classes of at least 1, got {num_classes}")
-    if not width > 0:
-        raise ValueError(f"{name}: expected a positive width, got {width}")
-    widths = [max(1, round(channels * width)) for channels in _STAGES]
+    check_options(name, num_classes, width)
+    widths = scale(_STAGES, width)
     return VGG([[w] * n for w, n in zip(widths, _DEPTHS[name], strict=True)], num_classes)

@@ -81,7 +81,9 @@ def test_initialisation():
 
 
 def test_build_names_the_known_models():
-    with pytest.raises(ValueError, match=r"a model out of vgg16, vgg19.*, got 'vgg11'"):
+    with pytest.raises(
+        ValueError, match=r"a model out of m_cifarnet, .*vgg16, vgg19.*, got 'vgg11'"
+    ):
         build("vgg11", 10)
 
 
