@@ -19,7 +19,11 @@ __all__ = ["GroupLike", "GroupsLike", "Selector", "State"]
 
 
 class GroupLike(Protocol):
-    """The part of a channel group that a selector looks at."""
+    """The part of a channel group that a selector looks at.
+
+    It may have an int attribute ``runs`` as well: its channels then form so many equal consecutive
+    runs, and every set holds the same number of channels, at least one, in each of them.
+    """
 
     @property
     def num_channels(self) -> int:
@@ -46,6 +50,9 @@ class Selector(ABC):
     Attributes:
         groups: {name: num_channels} of the groups chosen from, in order.
         needs_saliency: whether `update` looks at its argument; a trainer may save the work if not.
+
+    Raises:
+        ValueError: naming a group without channels, or whose runs do not divide them.
     """
 
     needs_saliency: bool = True
@@ -53,15 +60,17 @@ class Selector(ABC):
     def __init__(self, groups: GroupsLike) -> None:
         self.groups: dict[str, int] = {}
         self._ignored: set[str] = set()
+        runs = []
         for name, group in groups.items():
             size = group if isinstance(group, int) else group.num_channels
             if isinstance(group, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(expected("a positive number of channels", repr(size), where=name))
             if isinstance(group, int) or group.selectable:
                 self.groups[name] = size
+                runs.append(getattr(group, "runs", 1))
             else:
                 self._ignored.add(name)
-        self._layout = GroupLayout(tuple(self.groups), tuple(self.groups.values()))
+        self._layout = GroupLayout(tuple(self.groups), tuple(self.groups.values()), tuple(runs))
 
     @abstractmethod
     def select(self) -> dict[str, ChannelSet]:

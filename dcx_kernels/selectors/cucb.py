@@ -19,7 +19,7 @@ from dcx_kernels.errors import expected
 from dcx_kernels.selectors.base import GroupsLike, Selector
 from dcx_kernels.selectors.covering import covering_mask, covering_steps, random_mask
 from dcx_kernels.selectors.normalize import l2_normalize
-from dcx_kernels.selectors.ranking import channel_budget, check_budget, top_mask
+from dcx_kernels.selectors.ranking import channel_budget, feasible_budget, top_mask
 from dcx_kernels.selectors.state import State, check_state, read_generator
 
 __all__ = ["CUCB"]
@@ -32,7 +32,8 @@ class CUCB(Selector):
 
     Every channel is an arm, the set of active channels the super arm. Initialisation shows each
     channel once, in random sets of exactly the budget; then the channels with the largest upper
-    confidence bound on their mean normalised saliency are active.
+    confidence bound on their mean normalised saliency are active. Channels of a group with runs
+    are chosen in rows, one of each run, by the mean of their bounds: see `global_top`.
 
     `select` draws once and then returns the same sets until `update` was called: statistics and
     time do not depend on how often it is called. Only the random draw of the initialisation, one
@@ -45,18 +46,21 @@ class CUCB(Selector):
             count time from N, as the paper does. An int: exactly that many independent random
             sets, then count from tau, as its posters do; a channel never drawn has an infinite
             bound.
-        min_active: least channels of a group.
+        min_active: least channels of a group; with runs, rounded up to as many in each.
         round_to: grid of the group widths, see `global_top`.
         seed: of the selector's own generator.
 
     Attributes:
-        budget: channels active in each step.
+        budget: channels active in each step: what ``density`` keeps, rounded down; where groups
+            have runs, what is nearest to it, see `ranking.feasible_budget`.
         num_steps: updates so far.
         covering_steps: steps the initialisation is planned to take (``tau=None`` with
-            ``round_to > 1`` may need a few more, to be exact `initialising` says).
+            ``round_to > 1``, or with groups of different numbers of runs, may need a few more;
+            `initialising` is exact).
 
     Raises:
-        ValueError: if an argument is out of range or the budget cannot hold ``min_active``.
+        ValueError: if an argument is out of range, the budget cannot hold ``min_active``, or the
+            runs of a group do not divide its channels.
     """
 
     def __init__(
@@ -73,8 +77,8 @@ class CUCB(Selector):
             raise ValueError(expected("tau to be None or an int of at least 1", repr(tau)))
         self.density, self.tau = float(density), tau
         self.min_active, self.round_to, self.seed = min_active, round_to, seed
-        self.budget = channel_budget(self._layout.num_channels, density)
-        check_budget(self._layout, self.budget, min_active, round_to)
+        budget = channel_budget(self._layout.num_channels, density)
+        self.budget = feasible_budget(self._layout, budget, min_active, round_to)
         self.covering_steps = tau or covering_steps(self._layout, self.budget, min_active)
         self.num_steps = 0
         self._generator = torch.Generator().manual_seed(seed)
@@ -201,7 +205,7 @@ class CUCB(Selector):
         return top_mask(scores, self._layout, self.budget, self.min_active, self.round_to)
 
     def _possible(self, pending: Tensor) -> bool:
-        """Whether ``pending`` is a selection of the budget with no empty group, or none at all."""
-        counts = torch.bincount(self._layout.group_of[pending], minlength=len(self.groups))
-        total = int(counts.sum())
-        return total == 0 or (total == self.budget and int(counts.min()) > 0)
+        """Whether ``pending`` is a selection of the budget, even over the runs, or none at all."""
+        total = int(pending.sum())
+        even = all(0 < min(runs) == max(runs) for runs in self._layout.run_counts(pending))
+        return total == 0 or (total <= self.budget and even)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.selectors.base import GroupsLike, Selector
 from dcx_kernels.selectors.covering import random_mask
-from dcx_kernels.selectors.ranking import channel_budget, check_budget
+from dcx_kernels.selectors.ranking import channel_budget, feasible_budget
 from dcx_kernels.selectors.state import State, check_state, read_generator
 
 __all__ = ["Random"]
@@ -27,15 +27,17 @@ class Random(Selector):
     Args:
         groups: ``model.groups`` or {name: num_channels}.
         density: kept fraction of all selectable channels.
-        min_active: least channels of a group.
+        min_active: least channels of a group; with runs, rounded up to as many in each.
         round_to: grid of the group widths, see `global_top`.
         seed: of the selector's own generator.
 
     Attributes:
-        budget: channels active in each step.
+        budget: channels active in each step: what ``density`` keeps, rounded down; where groups
+            have runs, what is nearest to it, see `ranking.feasible_budget`.
 
     Raises:
-        ValueError: if an argument is out of range or the budget cannot hold ``min_active``.
+        ValueError: if an argument is out of range, the budget cannot hold ``min_active``, or the
+            runs of a group do not divide its channels.
 
     References:
         Dynamic Neural Network Channel Execution for Efficient Training,
@@ -55,8 +57,8 @@ class Random(Selector):
         super().__init__(groups)
         self.density, self.min_active, self.round_to = float(density), min_active, round_to
         self.seed = seed
-        self.budget = channel_budget(self._layout.num_channels, density)
-        check_budget(self._layout, self.budget, min_active, round_to)
+        budget = channel_budget(self._layout.num_channels, density)
+        self.budget = feasible_budget(self._layout, budget, min_active, round_to)
         self._generator = torch.Generator().manual_seed(seed)
 
     def select(self) -> dict[str, ChannelSet]:
