@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcx_kernels.channel_set import ChannelSet, known
+from dcx_kernels.channel_set import ChannelSet, agree, known
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
 from dcx_kernels.ops._library import register
@@ -164,7 +164,7 @@ def channel_batch_norm(
         Saliency: Molchanov et al., https://arxiv.org/abs/1611.06440; DCE eq. 2, DCP eq. 7.
     """
     num_active = x.shape[1] if active is None else len(active)
-    if x.dim() < 2 or not known(x.shape[1] == num_active):
+    if x.dim() < 2 or not agree(x.shape[1], num_active):
         raise ValueError(expected(f"x with {num_active} channels", tuple(x.shape), "x"))
     if not training and (running_mean is None or running_var is None):
         raise ValueError(expected("running statistics in evaluation", "None"))
@@ -187,7 +187,7 @@ def channel_batch_norm(
 def _check_vector(name: str, vector: Tensor | None, size: int, compact: int | None = None) -> None:
     if vector is None or known(vector.shape[0] == size):
         return
-    if compact is not None and known(vector.shape[0] == compact):
+    if compact is not None and agree(vector.shape[0], compact):
         return
     what = f"{size} values" if compact is None else f"{compact} (compact) or {size} (full) values"
     raise ValueError(expected(what, tuple(vector.shape), name))

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcx_kernels.channel_set import ChannelSet, known
+from dcx_kernels.channel_set import ChannelSet, agree, known
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
 from dcx_kernels.ops._autocast import autocast
 from dcx_kernels.ops._library import register
 from dcx_kernels.ops.gather import gather_channels, layout
-from dcx_kernels.ops.grouping import active_groups
+from dcx_kernels.ops.grouping import ONE_EACH, active_groups
 from dcx_kernels.ops.weights import pack_weight, unpack_weight
 
 __all__ = ["ChannelConv2dFunction", "channel_conv2d", "conv2d_padding"]
@@ -31,8 +31,14 @@ __all__ = ["ChannelConv2dFunction", "channel_conv2d", "conv2d_padding"]
 
 
 def _fwd(x: Tensor, *args: Any) -> Tensor:
-    y: Tensor = backend.choose(x.device).channel_conv2d_fwd(x, *args)
+    *args_, active = args
+    kernels = backend.choose(x.device)
+    y: Tensor = kernels.channel_conv2d_fwd(x, *args_, _existing(active, x))
     return y
+
+
+def _existing(active_groups: int, x: Tensor) -> int:
+    return x.shape[1] if active_groups == ONE_EACH else active_groups
 
 
 def _fwd_fake(
@@ -56,15 +62,18 @@ def _fwd_fake(
         return torch.empty(
             (x.shape[0], out, *window), dtype=x.dtype, device=x.device, memory_format=layout(x)
         )
-    packed = weight.new_empty((out, x.shape[1] // active_groups, *weight.shape[2:]))
+    active = _existing(active_groups, x)
+    packed = weight.new_empty((out, x.shape[1] // active, *weight.shape[2:]))
     y: Tensor = torch.ops.aten.convolution(
-        x, packed, None, stride, padding, dilation, False, [0, 0], active_groups
+        x, packed, None, stride, padding, dilation, False, [0, 0], active
     )
     return y
 
 
-def _dgrad(dy: Tensor, *args: Any) -> Tensor:
-    dx: Tensor = backend.choose(dy.device).channel_conv2d_dgrad(dy, *args)
+def _dgrad(dy: Tensor, x: Tensor, *args: Any) -> Tensor:
+    *args_, active = args
+    kernels = backend.choose(dy.device)
+    dx: Tensor = kernels.channel_conv2d_dgrad(dy, x, *args_, _existing(active, x))
     return dx
 
 
@@ -72,8 +81,10 @@ def _dgrad_fake(dy: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _wgrad(dy: Tensor, *args: Any) -> Tensor:
-    dw: Tensor = backend.choose(dy.device).channel_conv2d_wgrad(dy, *args)
+def _wgrad(dy: Tensor, x: Tensor, *args: Any) -> Tensor:
+    *args_, active = args
+    kernels = backend.choose(dy.device)
+    dw: Tensor = kernels.channel_conv2d_wgrad(dy, x, *args_, _existing(active, x))
     return dw.contiguous()  # as weights are, whatever the layout of x
 
 
@@ -86,12 +97,13 @@ def _wgrad_fake(
     dilation: Sequence[int],
     active_groups: int,
 ) -> Tensor:
-    return x.new_empty((dy.shape[1], x.shape[1] // active_groups, *kernel_size))
+    return x.new_empty((dy.shape[1], x.shape[1] // _existing(active_groups, x), *kernel_size))
 
 
 def _macs(y: Sequence[int], channels: int, kernel: Sequence[int], active_groups: int) -> int:
     """Count multiply-accumulates of y (N, k, P, Q) from c channels with an R x S filter."""
-    return math.prod(y) * (channels // active_groups) * kernel[0] * kernel[1]
+    per_group = 1 if active_groups == ONE_EACH else channels // active_groups
+    return math.prod(y) * per_group * kernel[0] * kernel[1]
 
 
 def _fwd_flops(x: Any, weight: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
@@ -218,6 +230,7 @@ def channel_conv2d(
     out_active: ChannelSet | None = None,
     packed: bool = False,
     probe: Tensor | None = None,
+    existing_groups: int | None = None,
 ) -> Tensor:
     """Convolve the active input channels into the active output channels, and nothing else.
 
@@ -235,6 +248,8 @@ def channel_conv2d(
         packed: weight and bias are packed already, so that their gradients are compact
             (see `dcx_kernels.ops.slot`).
         probe: zeros, (k,) or (N, k), whose gradient becomes the signed sum of (dL/dy) y.
+        existing_groups: what `active_groups` returns for these sets, or `ONE_EACH`, from a caller
+            that has asked it; None: it is asked here.
 
     Returns:
         The compact output.
@@ -250,6 +265,7 @@ def channel_conv2d(
         batched = channel_conv2d(
             x.unsqueeze(0), weight, bias, stride, padding, dilation, groups,
             in_active=in_active, out_active=out_active, packed=packed, probe=probe,
+            existing_groups=existing_groups,
         )  # fmt: skip
         return batched.squeeze(0)
     if x.dim() != 4:
@@ -258,7 +274,11 @@ def channel_conv2d(
         x = _as_compact(x, in_active)
     if not packed:
         _check_full_weight(x, weight, bias, groups, in_active, out_active)
-    active = active_groups(groups, in_active, out_active)
+    active = existing_groups
+    if active is None:
+        active = active_groups(groups, in_active, out_active)
+    if packed and torch.compiler.is_compiling():
+        _note_lengths(x, weight, bias, out_active, active)
     window = _pair(stride), _pair(dilation)
     x, pads = conv2d_padding(x, weight.shape[2:], window[0], padding, window[1])
     x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
@@ -324,6 +344,19 @@ def _check_full_weight(
     if out_active is not None and out_active.num_channels != weight.shape[0]:
         what = f"out_active of {weight.shape[0]} channels"
         raise ValueError(expected(what, out_active.num_channels, "weight"))
+
+
+def _note_lengths(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out_active: ChannelSet | None, active: int
+) -> None:
+    """Tell torch.compile, which knows no length of a packed tensor, what they have in common."""
+    out = weight.shape[0] if out_active is None else len(out_active)
+    lengths = [(weight.shape[0], out)]
+    if active != ONE_EACH:
+        lengths.append((weight.shape[1] * active, x.shape[1]))
+    if bias is not None:
+        lengths.append((bias.shape[0], out))
+    assert all(agree(length, wanted) for length, wanted in lengths)
 
 
 def _list(active: ChannelSet | None, like: Tensor) -> Tensor | None:

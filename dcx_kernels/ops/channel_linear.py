@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcx_kernels.channel_set import ChannelSet, known
+from dcx_kernels.channel_set import ChannelSet, agree, known
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
 from dcx_kernels.ops._autocast import autocast
@@ -174,6 +174,10 @@ def channel_linear(
         x = _as_compact(x, in_active, inner)
     if not packed:
         _check_full_weight(x, weight, bias, in_active, out_active, inner)
+    if packed and torch.compiler.is_compiling():  # which knows no length of a packed tensor
+        out = weight.shape[0] if out_active is None else len(out_active)
+        assert agree(weight.shape[0], out) and agree(weight.shape[1], x.shape[-1])
+        assert bias is None or agree(bias.shape[0], out)
     x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
     lists = (None, None) if packed else (_list(in_active, x), _list(out_active, x))
     y: Tensor = ChannelLinearFunction.apply(x, weight, bias, *lists, inner)

@@ -58,7 +58,7 @@ gather = register(
     "channel_gather(Tensor x, Tensor active, int dim) -> Tensor", _gather, _gather_fake
 )
 scatter = register(
-    "channel_scatter(Tensor x, Tensor active, int dim, int size) -> Tensor",
+    "channel_scatter(Tensor x, Tensor active, int dim, SymInt size) -> Tensor",
     _scatter,
     _scatter_fake,
 )

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.errors import expected
 
-__all__ = ["active_groups"]
+__all__ = ["ONE_EACH", "active_groups"]
+
+# for a count of groups: as many as the compact input has channels. A number would differ from set
+# to set, and torch.compile would compile anew for each
+ONE_EACH = 0
 
 
 def active_groups(groups: int, in_active: ChannelSet | None, out_active: ChannelSet | None) -> int:
@@ -19,6 +23,8 @@ def active_groups(groups: int, in_active: ChannelSet | None, out_active: Channel
     """
     if groups == 1:
         return 1
+    if in_active is not None and in_active is out_active and in_active.num_channels == groups:
+        return len(in_active)
     inputs, outputs = _counts(groups, in_active), _counts(groups, out_active)
     existing = groups
     for name, counts, other in (("in", inputs, outputs), ("out", outputs, inputs)):

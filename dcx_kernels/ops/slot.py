@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.channel_set import ChannelSet, mark_any_length
+from dcx_kernels.errors import expected
 from dcx_kernels.kernels import reference
 from dcx_kernels.ops.grouping import active_groups
 
@@ -103,6 +105,13 @@ class ParameterSlot:
         self._buffer: Tensor | None = None
         self._buffer_busy = False
 
+    @property
+    def _free_dims(self) -> tuple[int, ...]:
+        """The dims of a packed leaf whose length depends on the sets."""
+        shape = self.parameter.shape
+        narrow = (self.out_active is not None, self.in_active is not None and shape[1:2] != (1,))
+        return tuple(dim for dim, free in enumerate(narrow[: len(shape)]) if free)
+
     def set_active(self, out: ChannelSet | None, in_: ChannelSet | None = None) -> None:
         """Choose the sets of the next forward; gradients that exist keep their own."""
         if out is self.out_active and in_ is self.in_active:
@@ -114,7 +123,16 @@ class ParameterSlot:
     # --- forward ----------------------------------------------------------------------------------
 
     def leaf(self) -> Tensor:
-        """Return the packed leaf of the current sets, making it from the parameter if need be."""
+        """Return the packed leaf of the current sets, making it from the parameter if need be.
+
+        Raises:
+            ValueError: under `DistributedDataParallel`, which reduces a parameter's ``.grad`` only.
+        """
+        if DistributedDataParallel._get_active_ddp_module() is not None:
+            # it would train on: ranks would drift apart, silently
+            what = "model.grads = 'dense' before the optimizer is made, under"
+            got = "compact gradients, which it does not reduce"
+            raise ValueError(expected(f"{what} DistributedDataParallel", got))
         version = (self.parameter._version, self.parameter.data_ptr())
         for index, leaf in enumerate(self._leaves):
             same = leaf.out_active is self.out_active and leaf.in_active is self.in_active
@@ -128,6 +146,7 @@ class ParameterSlot:
                 tensor = self.parameter.detach()
             else:
                 tensor = rows.gather(self._dense(), self._storage(rows)).detach()
+        mark_any_length(tensor, *self._free_dims)
         tensor.requires_grad_(self.parameter.requires_grad)
         sets = (self.out_active, self.in_active)
         self._leaves.append(PackedLeaf(tensor, *sets, rows, version, self._generation))
@@ -224,6 +243,11 @@ class ParameterSlot:
             assert rows is not None
             mask.view(-1, rows.row)[rows.rows] = True
         return mask
+
+    def pending(self) -> list[Tensor]:
+        """Return the packed leaves whose gradients wait for a step."""
+        leaves = self._leaves if self.compact else []
+        return [leaf.tensor for leaf in leaves if leaf.tensor.grad is not None]
 
     def consumable(self) -> PackedLeaf | None:
         """Return the one leaf an optimizer may update in place, or None (none, or promoted)."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dcx_kernels.kernels import backend
 from dcx_kernels.ops._library import register
+from dcx_kernels.ops.grouping import ONE_EACH
 
 __all__ = ["pack_weight", "unpack_weight"]
 
@@ -20,8 +21,15 @@ def _pack(
     active_groups: int,
 ) -> Tensor:
     kernels = backend.choose(weight.device)
-    packed: Tensor = kernels.pack(weight, out_idx, in_idx, groups, active_groups)
+    active = _existing(active_groups, in_idx, groups)
+    packed: Tensor = kernels.pack(weight, out_idx, in_idx, groups, active)
     return packed
+
+
+def _existing(active_groups: int, in_idx: Tensor | None, groups: int) -> int:
+    if active_groups != ONE_EACH:
+        return active_groups
+    return groups if in_idx is None else in_idx.shape[0]
 
 
 def _pack_fake(
@@ -35,7 +43,7 @@ def _pack_fake(
     if out_idx is not None:
         shape[0] = out_idx.shape[0]
     if in_idx is not None and len(shape) > 1:
-        shape[1] = in_idx.shape[0] // active_groups
+        shape[1] = 1 if active_groups == ONE_EACH else in_idx.shape[0] // active_groups
     return weight.new_empty(shape)
 
 
@@ -48,7 +56,8 @@ def _unpack(
     active_groups: int,
 ) -> Tensor:
     kernels = backend.choose(packed.device)
-    dense: Tensor = kernels.unpack(packed, shape, out_idx, in_idx, groups, active_groups)
+    active = _existing(active_groups, in_idx, groups)
+    dense: Tensor = kernels.unpack(packed, shape, out_idx, in_idx, groups, active)
     return dense
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from dcx_kernels.errors import expected
 from dcx_kernels.ops.slot import CompactGrad, ParameterSlot, parameter_slots
 from dcx_kernels.optim._task import Scratch, SliceTask
+from dcx_kernels.optim._vectors import VectorTasks, vectors_alike
 
 __all__ = ["ActiveSliceOptimizer", "Inactive"]
 
@@ -41,6 +43,9 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         ValueError: on an unknown ``inactive``.
     """
 
+    _shown: frozenset[Tensor] = frozenset()  # the packed leaves that ``param_groups`` shows
+    _hides_leaves = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -59,16 +64,76 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         self._scratch = Scratch()
         self._adopt(self._slots())
 
+    # --- param groups -----------------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The param groups; each ``"params"`` ends with the packed leaves that hold gradients now.
+
+        Backward fills these, while their parameters have no ``.grad``. torch code that walks over
+        an optimizer's gradients, `torch.amp.GradScaler` above all, must meet every one of them.
+        Between `step` (or `zero_grad`) and the next backward there are none.
+        """
+        groups = self._groups()
+        if not self._hides_leaves:
+            slots = self._slots()
+            shown: list[Tensor] = []
+            for group in groups:
+                known = [slots[p] for p in group["params"] if p in slots]
+                leaves = [leaf for slot in known for leaf in slot.pending()]
+                group["params"] += leaves
+                shown += leaves
+            self._shown = frozenset(shown)
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.__dict__["param_groups"] = groups
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the param groups with nothing but parameters in them."""
+        groups: list[dict[str, Any]] = self.__dict__["param_groups"]
+        if self._shown:
+            for group in groups:
+                group["params"][:] = [p for p in group["params"] if p not in self._shown]
+            self._shown = frozenset()
+        return groups
+
+    @contextmanager
+    def _parameters_only(self) -> Iterator[None]:
+        """Keep leaves out of ``param_groups``, for torch's own handling of states."""
+        self._hides_leaves = True
+        self._groups()
+        try:
+            yield
+        finally:
+            self._hides_leaves = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with the keys and shapes of torch's."""
+        with self._parameters_only():
+            return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, torch's or ours."""
+        with self._parameters_only():
+            super().load_state_dict(state_dict)
+
+    # --- whose gradients they are -----------------------------------------------------------------
+
     def _slots(self) -> dict[Tensor, ParameterSlot]:
         return {slot.parameter: slot for _, slot in parameter_slots(self._model)}
 
     def _adopt(self, slots: dict[Tensor, ParameterSlot]) -> None:
         """Ask the layers of all slots for compact gradients, and own those of our parameters."""
-        dense = getattr(self._model, "grads", "compact") == "dense"
+        dense: set[Tensor] = set()
+        for module in self._model.modules():  # a converted model may be wrapped, or part of another
+            if getattr(module, "grads", None) == "dense":
+                dense.update(module.parameters())
         for slot in slots.values():
-            slot.compact = slot.packable and not dense
+            slot.compact = slot.packable and slot.parameter not in dense
         me = weakref.ref(self)
-        for group in self.param_groups:
+        for group in self._groups():
             for parameter in group["params"]:
                 if parameter in slots:
                     slots[parameter].owner = me
@@ -77,6 +142,8 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         """Whether the slot's gradients are ours to drop: another optimizer's are not."""
         owner = slot.owner()
         return owner is self or owner is None
+
+    # --- a step -----------------------------------------------------------------------------------
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -94,12 +161,21 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         slots = self._slots()
-        for group in self.param_groups:
-            for chunk in self._chunks(group, slots):
+        for group in self._groups():
+            found = (self._task(group, p, slots.get(p)) for p in group["params"])
+            tasks = [task for task in found if task is not None]
+            alike = vectors_alike(tasks)
+            for vectors in alike:
+                together = VectorTasks(vectors)
+                together.gather()
+                self._update(group, vectors, vectors[0].fresh)
+                together.write_back()
+            done = {id(task) for vectors in alike for task in vectors}
+            for chunk in self._chunks([task for task in tasks if id(task) not in done]):
                 for fresh in (True, False):
-                    tasks = [task for task in chunk if task.fresh is fresh]
-                    if tasks:
-                        self._update(group, tasks, fresh)
+                    part = [task for task in chunk if task.fresh is fresh]
+                    if part:
+                        self._update(group, part, fresh)
                 for task in chunk:
                     task.write_back()
         for slot in slots.values():
@@ -108,16 +184,11 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         self._adopt(slots)  # not before: gradients are where they were asked for
         return loss
 
-    def _chunks(
-        self, group: dict[str, Any], slots: dict[Tensor, ParameterSlot]
-    ) -> Iterator[list[SliceTask]]:
-        """Yield the updates of a group, `_CHUNK` elements at a time: they stay in cache."""
+    def _chunks(self, tasks: list[SliceTask]) -> Iterator[list[SliceTask]]:
+        """Yield updates `_CHUNK` elements at a time, gathered: they stay in cache."""
         chunk: list[SliceTask] = []
         elements = 0
-        for parameter in group["params"]:
-            task = self._task(group, parameter, slots.get(parameter))
-            if task is None:
-                continue
+        for task in tasks:
             if chunk and elements + task.packed.numel() > _CHUNK:
                 yield chunk
                 chunk, elements = [], 0
@@ -177,13 +248,15 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, compact ones too."""
-        super().zero_grad(set_to_none)
+        with self._parameters_only():
+            super().zero_grad(set_to_none)
         for slot in self._slots().values():
             if self._owns(slot):
                 slot.zero_grad()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"inactive": self.inactive, "_model": self._model, **super().__getstate__()}
+        with self._parameters_only():
+            return {"inactive": self.inactive, "_model": self._model, **super().__getstate__()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -46,12 +46,16 @@ class SliceTask:
         dense = packed.is_contiguous() or packed.is_contiguous(memory_format=torch.channels_last)
         return dense and self.grad.layout is torch.strided
 
-    def gather(self, scratch: Scratch) -> None:
-        """Bring the state tensors (and, under a mask, the parameter) where the kernel may write."""
-        for name, tensor in self._full_tensors().items():  # a loaded one may have other strides
+    def lay_out(self) -> None:
+        """Give gradient and state the strides of what they belong to: loaded ones may differ."""
+        for name, tensor in self.full_tensors().items():
             self.state[name] = _laid_out_as(tensor, self.parameter)
         self.grad = _laid_out_as(self.grad, self.packed)
-        self.tensors = self._full_tensors()
+
+    def gather(self, scratch: Scratch) -> None:
+        """Bring the state tensors (and, under a mask, the parameter) where the kernel may write."""
+        self.lay_out()
+        self.tensors = self.full_tensors()
         if self.rows is not None:
             for name, tensor in self.tensors.items():
                 out = scratch.take(self.packed.numel(), tensor)
@@ -62,14 +66,15 @@ class SliceTask:
 
     def write_back(self) -> None:
         """Put the updated slice, or the updated entries, back in place."""
-        full = {"": self.parameter, **self._full_tensors()}
+        full = {"": self.parameter, **self.full_tensors()}
         for name, updated in {"": self.packed, **self.tensors}.items():
             if self.rows is not None:
                 self.rows.scatter_(full[name], updated)
             elif self.mask is not None:
                 full[name].copy_(torch.where(self.mask, updated, full[name]))
 
-    def _full_tensors(self) -> dict[str, Tensor]:
+    def full_tensors(self) -> dict[str, Tensor]:
+        """Return the state tensors of the parameter's shape, by name."""
         return {k: v for k, v in self.state.items() if k != "step" and isinstance(v, Tensor)}
 
 

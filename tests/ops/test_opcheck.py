@@ -74,6 +74,15 @@ for _name, _channels_in, _in, _out, _bias in (
         OPS.channel_conv2d_dgrad, _name, _x(2, _out_count, 4, 3), _x(2, _channels_in, 6, 5),
         _x(6, 5, 3, 3), _in, _out, *_plain,
     )  # fmt: skip
+for _name, _a_last, _b_last in (
+    ("plain", False, False), ("last", True, True), ("mixed", False, True), ("mixed-2", True, False)
+):  # fmt: skip
+    _sample(
+        OPS.channel_union_add, _name, _x(2, 3, 4, 5, last=_a_last), _x(2, 2, 4, 5, last=_b_last),
+        _idx(0, 2, 3), _idx(1, 3), 4,
+    )  # fmt: skip
+_sample(OPS.channel_union_add, "features", _x(2, 3), _x(2, 4), _idx(0, 2, 3), _idx(0, 1, 2, 3), 4)
+_sample(OPS.channel_union_add, "empty", _x(0, 1, 2, 2), _x(0, 2, 2, 2), _idx(1), _idx(0, 2), 3)
 _grouped = (ONE, [0, 0], ONE, 3, 2)
 _g_in, _g_out = _idx(1, 5), _idx(0, 2, 6, 8)
 _sample(

@@ -237,6 +237,18 @@ def test_clip_errors() -> None:
     [
         (lambda m: dcx.optim.SGD(m, lr=-1.0), ValueError, "expected lr >= 0, got -1"),
         (lambda m: dcx.optim.SGD(m, momentum=-0.1), ValueError, "expected momentum >= 0"),
+        (
+            lambda m: dcx.optim.SGD(m, lr=torch.ones(2)),
+            ValueError,
+            "a tensor lr of 1 element, got 2",
+        ),
+        (lambda m: dcx.optim.AdamW(m, lr=torch.ones(2)), ValueError, "a tensor lr of 1 element"),
+        (lambda m: dcx.optim.SGD(m, lr=float("nan")), ValueError, "expected lr >= 0, got nan"),
+        (
+            lambda m: dcx.optim.AdamW(m, weight_decay=float("nan")),
+            ValueError,
+            "decay >= 0, got nan",
+        ),
         (lambda m: dcx.optim.SGD(m, nesterov=True), ValueError, "expected momentum > 0"),
         (lambda m: dcx.optim.SGD(m, inactive="none"), ValueError, "'frozen' or 'decay', got 'none"),
         (lambda m: dcx.optim.SGD(m.parameters()), TypeError, "expected a module first"),
