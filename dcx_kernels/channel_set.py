@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcx_kernels.errors import expected
 
-__all__ = ["ChannelSet", "known"]
+__all__ = ["ChannelSet", "agree", "known", "mark_any_length"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
@@ -36,12 +36,13 @@ class ChannelSet:
         ([0, 3, 5], 3, 0.375)
     """
 
-    __slots__ = ("_inverse", "_memo", "indices", "num_channels")
+    __slots__ = ("_inverse", "_may_be_empty", "_memo", "indices", "num_channels")
 
     indices: Tensor
     num_channels: int
     _inverse: Tensor | None
     _memo: dict[Any, Any]
+    _may_be_empty: bool
 
     def __init__(self, indices: Sequence[int] | Tensor, num_channels: int) -> None:
         if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels < 1:
@@ -60,10 +61,13 @@ class ChannelSet:
         self._fill(ordered, num_channels)
 
     @classmethod
-    def trusted(cls, indices: Tensor, num_channels: int) -> ChannelSet:
-        """Wrap indices known to be sorted, unique, in range, int64, not empty."""
+    def trusted(cls, indices: Tensor, num_channels: int, may_be_empty: bool = False) -> ChannelSet:
+        """Wrap indices known to be sorted, unique, in range, int64, not empty.
+
+        ``may_be_empty``: they are, except for that, as in a slice of a group.
+        """
         new = cls.__new__(cls)
-        new._fill(indices, num_channels)
+        new._fill(indices, num_channels, may_be_empty)
         return new
 
     @classmethod
@@ -82,18 +86,22 @@ class ChannelSet:
             raise ValueError(expected("a 1-D bool mask", f"{mask.dim()}-D {mask.dtype}"))
         return cls(mask.nonzero().flatten(), mask.numel())
 
-    def _fill(self, indices: Tensor, num_channels: int) -> None:
+    def _fill(self, indices: Tensor, num_channels: int, may_be_empty: bool = False) -> None:
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "num_channels", num_channels)
         object.__setattr__(self, "_inverse", None)
         object.__setattr__(self, "_memo", {})
-        _mark_any_length(indices)
+        object.__setattr__(self, "_may_be_empty", may_be_empty)
+        mark_any_length(indices, 0)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a ChannelSet is frozen: cannot set {name!r}")
 
     def __len__(self) -> int:
-        return self.indices.shape[0]
+        length = self.indices.shape[0]
+        if torch.compiler.is_compiling() and not self._may_be_empty:
+            torch._check(length >= 1)  # pooling asks
+        return length
 
     @property
     def density(self) -> float:
@@ -136,7 +144,7 @@ class ChannelSet:
         moved: ChannelSet | None = self._memo.get(device)
         if moved is None:
             indices = self.indices.to(device, non_blocking=True)
-            moved = ChannelSet.trusted(indices, self.num_channels)
+            moved = ChannelSet.trusted(indices, self.num_channels, self._may_be_empty)
             self._memo[device] = moved
         return moved
 
@@ -156,7 +164,7 @@ class ChannelSet:
         return f"ChannelSet([{shown}], {len(self)} of {self.num_channels})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ChannelSet.trusted, (self.indices, self.num_channels)
+        return ChannelSet.trusted, (self.indices, self.num_channels, self._may_be_empty)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ChannelSet:
         return self  # frozen
@@ -174,11 +182,36 @@ def known(condition: bool) -> bool:
     return guard_or_false(condition)
 
 
-def _mark_any_length(indices: Tensor) -> None:
+def agree(length: int, wanted: int) -> bool:
+    """Return whether two lengths are equal; while torch.compile traces, whether they may be.
+
+    The traced graph then takes them for equal, and checks that at run time, on the host.
+    """
+    if not torch.compiler.is_compiling():
+        return length == wanted
+    if known(length != wanted):
+        return False
+    torch._check(length == wanted)
+    return True
+
+
+_marks: dict[tuple[int, ...], dict[str, Any]] = {}
+
+
+def mark_any_length(tensor: Tensor, *dims: int) -> None:
     """Tell torch.compile, once it is in use, not to compile anew for lengths such as 1."""
     dynamo = sys.modules.get("torch._dynamo")  # importing it takes seconds
-    if dynamo is not None and not torch.compiler.is_compiling():
-        dynamo.decorators.mark_unbacked(indices, 0)
+    if dynamo is None or not dims or torch.compiler.is_compiling():
+        return
+    marks = _marks.get(dims)
+    if marks is None:
+        example = torch.empty((1,) * (max(dims) + 1))
+        dynamo.decorators.mark_unbacked(example, dims)
+        marks = _marks[dims] = vars(example)
+    if 0 in tensor.shape:  # torch would give it the strides of lengths of 1
+        shape = tensor.shape
+        tensor.as_strided_(shape, [shape[dim + 1 :].numel() for dim in range(len(shape))])
+    vars(tensor).update(marks)  # the call takes 20 us, and there is one for every layer and step
 
 
 def _as_index_tensor(indices: Sequence[int] | Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 import dcx_kernels as dcx
 from dcx_kernels.models import vgg19
 
-__all__ = ["NETWORKS", "Chain", "MaskedOracle", "Residual", "batch", "random_sets"]
+__all__ = [
+    "NETWORKS", "Branches", "Chain", "MaskedOracle", "Residual", "Streams", "batch", "random_sets",
+]  # fmt: skip
 
 
 class Chain(nn.Module):
@@ -40,7 +43,7 @@ class Chain(nn.Module):
 
 
 class Residual(nn.Module):
-    """What has no rule yet around what has: an add, a grouped conv, a layer norm, a slice."""
+    """What the policies decide: an add and a grouped convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,10 +64,60 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Streams(nn.Module):
+    """Residual blocks, a strided shortcut with padded channels, a sum of sums, a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 9, 3, padding=1), nn.BatchNorm2d(9), nn.PReLU(9))
+        self.inside = nn.Sequential(nn.Conv2d(9, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU())
+        self.back = nn.Sequential(nn.Conv2d(5, 9, 1, bias=False), nn.BatchNorm2d(9))
+        self.down = nn.Sequential(
+            nn.Conv2d(9, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12)
+        )
+        self.squeeze, self.excite = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.last = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 9, 9) -> (N, 5)."""
+        x = self.stem(x)
+        x = F.relu(self.back(self.inside(x)) + x)
+        x = F.relu(self.down(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2)))
+        gate = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1))))
+        x = x + self.last(x * torch.sigmoid(gate))
+        return self.head(x.mean((2, 3)))
+
+
+class Branches(nn.Module):
+    """Concatenations read by several, chunks, a shuffle, a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.grow = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1))
+        self.side = nn.Sequential(nn.Conv2d(10, 7, 1, bias=False), nn.BatchNorm2d(7), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv2d(10, 10, 3, padding=1, groups=10), nn.BatchNorm2d(10))
+        self.mix = nn.Conv2d(5, 3, 1)
+        self.head = nn.Linear((7 + 5 + 3) * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 9, 9) -> (N, 5)."""
+        x = self.stem(x)
+        x = torch.cat([x, self.grow(x)], 1)
+        n, c, h, w = x.size()
+        y = self.deep(x).view(n, 2, c // 2, h, w).transpose(1, 2).flatten(1, 2)
+        low, high = y.chunk(2, dim=1)
+        x = torch.cat([self.side(x), low, F.relu(self.mix(high))], 1)
+        return self.head(F.adaptive_max_pool2d(x, 2).flatten(1))
+
+
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "vgg19": lambda: (vgg19(num_classes=5, width=1 / 16), torch.randn(8, 3, 32, 32)),
     "chain": lambda: (Chain(), torch.randn(6, 3, 9, 9)),
     "residual": lambda: (Residual(), torch.randn(6, 3, 9, 9)),
+    "streams": lambda: (Streams(), torch.randn(6, 3, 9, 9)),
+    "branches": lambda: (Branches(), torch.randn(6, 3, 9, 9)),
 }
 
 
@@ -82,10 +135,11 @@ def random_sets(
     for name, group in model.groups.items():
         if group.selectable:
             density = densities[int(torch.randint(len(densities), ()))]
-            count = max(1, round(density * group.num_channels))
-            sets[name] = dcx.ChannelSet(
-                torch.randperm(group.num_channels)[:count], group.num_channels
-            )
+            run = group.num_channels // group.runs  # equally many in each, where a group has runs
+            count = max(1, round(density * run))
+            starts = range(0, group.num_channels, run)
+            chosen = [torch.randperm(run)[:count] + start for start in starts]
+            sets[name] = dcx.ChannelSet(torch.cat(chosen), group.num_channels)
     return sets
 
 
@@ -102,8 +156,9 @@ class MaskedOracle:
         x: Tensor,
         make: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
         inactive: str,
+        residual: Any = "keep",
     ) -> None:
-        self.model = dcx.convert(network, x, execution="mask", saliency="sample")
+        self.model = dcx.convert(network, x, residual, execution="mask", saliency="sample")
         self.optimizer = make(self.model.parameters())
         self.inactive = inactive
 
@@ -133,18 +188,35 @@ class MaskedOracle:
         return {k: v.clone() for k, v in found.items()} if clone else found
 
     def _mask(self, name: str, parameter: Tensor) -> Tensor:
-        """Active entries by the groups' members alone: outer product of both sides."""
-        module = name.rpartition(".")[0]
-        rows = torch.ones(parameter.shape[0], dtype=torch.bool)
-        columns = torch.ones(parameter.shape[1] if parameter.dim() > 1 else 1, dtype=torch.bool)
-        for group, active in self.model.active.items():
-            for member in self.model.groups[group].members:
-                if member.module != module:
-                    continue
-                if member.role != "consumer":
-                    rows = active.mask()
-                elif parameter.dim() > 1:
-                    columns = active.mask().repeat_interleave(member.inner)
+        """Active entries by the numbers of a layer's channels: outer product of both sides."""
+        axes = self.model.structure.axes.get(name.rpartition(".")[0])
+        if axes is None:
+            return torch.ones(parameter.shape, dtype=torch.bool)
+        on = self._active_numbers()
+        rows = torch.tensor([number in on for number in axes.out.ids.tolist()])
         if parameter.dim() == 1:
             return rows
-        return (rows[:, None] & columns).view(*parameter.shape[:2], *[1] * (parameter.dim() - 2))
+        columns = torch.tensor([number in on for number in axes.in_.ids.tolist()])
+        columns = columns.repeat_interleave(axes.in_.inner)
+        if axes.kind == "follower":  # a depthwise filter has one input channel, its own
+            columns = torch.ones(1, dtype=torch.bool)
+        groups = columns.numel() // parameter.shape[1]
+        if groups > 1:  # each row sees the inputs of its group
+            of_row = torch.arange(len(rows)) // (len(rows) // groups)
+            mask = rows[:, None] & columns.view(groups, -1)[of_row]
+        else:
+            mask = rows[:, None] & columns
+        return mask.view(*parameter.shape[:2], *[1] * (parameter.dim() - 2))
+
+    def _active_numbers(self) -> set[int]:
+        structure = self.model.structure
+        on = {0}
+        for name, numbers in structure.channels.items():
+            active = self.model.active.get(name)
+            chosen = range(len(numbers)) if active is None else active.indices.tolist()
+            on |= {int(numbers[i]) for i in chosen}
+        for union in structure.unions:
+            for place, number in enumerate(union.ids.tolist()):
+                if any(int(part[place]) in on for part in union.parts):
+                    on.add(number)
+        return on

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dcx_kernels import ChannelSet
+from dcx_kernels.channel_set import agree, mark_any_length
 
 
 @pytest.mark.parametrize(
@@ -166,3 +169,27 @@ def test_counts_per_group_counts(groups: int, counts: tuple[int, ...]) -> None:
 def test_repr_shows_the_first() -> None:
     assert repr(ChannelSet([5, 0, 3], 8)) == "ChannelSet([0, 3, 5], 3 of 8)"
     assert repr(ChannelSet(range(9), 16)) == "ChannelSet([0, 1, 2, 3, 4, 5, 6, 7, ...], 9 of 16)"
+
+
+@pytest.mark.parametrize("dims", [(0,), (1,), (0, 1)])
+def test_marks_are_those_of_torch(dims: tuple[int, ...]) -> None:
+    torch_marks = torch.ones(2, 3)
+    torch._dynamo.decorators.mark_unbacked(torch_marks, dims)
+    for shape in ((2, 3), (1, 1)):
+        tensor = torch.ones(shape)
+        mark_any_length(tensor, *dims)
+        assert vars(tensor) == vars(torch_marks) and tensor.is_contiguous()
+    unmarked = torch.ones(2)
+    mark_any_length(unmarked)
+    assert not vars(unmarked)
+
+
+def test_marked_tensors_without_elements_have_the_strides_of_others() -> None:
+    for shape in ((2, 0, 3, 3), (0, 2, 1, 1), (3, 0)):
+        tensor = torch.empty(shape)
+        mark_any_length(tensor, 0, 1)
+        assert list(tensor.stride()) == [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+
+
+def test_lengths_agree_when_equal() -> None:
+    assert agree(3, 3) and not agree(3, 4)

@@ -1,5 +1,6 @@
 """From a dense network to channel groups, a converted model, its cost, and a thin network."""
 
+from dcx_kernels.graph.carry import compact_optimizer
 from dcx_kernels.graph.compact import compact
 from dcx_kernels.graph.compact_io import load_compact, save_compact
 from dcx_kernels.graph.convert import convert, revert
@@ -13,6 +14,7 @@ __all__ = [
     "Cost",
     "LayerCost",
     "compact",
+    "compact_optimizer",
     "convert",
     "cost",
     "load_compact",

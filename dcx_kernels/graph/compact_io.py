@@ -8,16 +8,21 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.errors import CheckpointError, expected
-from dcx_kernels.graph.compact import Widths, layer_widths, shrink_, thin_state
 from dcx_kernels.graph.compact import compact as _compact
+from dcx_kernels.graph.compact import is_plain
+from dcx_kernels.graph.convert import convert
 from dcx_kernels.graph.model import ChannelModel
+from dcx_kernels.graph.shrink import Widths, layer_widths, shrink_
+from dcx_kernels.graph.thin import ThinModule
+from dcx_kernels.graph.trace import LeafModules
 
 __all__ = ["load_compact", "read_manifest", "save_compact"]
 
@@ -38,14 +43,21 @@ def save_compact(
 
     Raises:
         CheckpointError: if the file cannot be written; an existing one is untouched.
+        TypeError: on a thin network that is a graph: save the converted model instead.
     """
+    thin, graph = model, None
     if isinstance(model, ChannelModel):
-        state, widths, active = thin_state(model), layer_widths(_compact(model)), model.active
-    else:
-        state, widths = dict(model.state_dict()), layer_widths(model)
+        thin, active = _compact(model), model.active
+        if not is_plain(model):
+            graph = {**model.structure.policy._asdict(), "example_shapes": model.example_shapes}
+    elif isinstance(model, (fx.GraphModule, ThinModule)):
+        what = "the converted model (a thin graph cannot be rebuilt without its policy)"
+        raise TypeError(expected(what, "its thin network", "save_compact"))
+    state = dict(thin.state_dict())
     manifest = {
         "format": _FORMAT,
-        "widths": widths,
+        "graph": graph,
+        "widths": layer_widths(thin),
         "active": {name: s.indices.tolist() for name, s in (active or {}).items()},
         "num_channels": {name: s.num_channels for name, s in (active or {}).items()},
     }
@@ -66,13 +78,14 @@ def save_compact(
         raise CheckpointError(f"{path}: the thin model was not written ({error})") from error
 
 
-def load_compact(path: str | Path, model: nn.Module) -> nn.Module:
+def load_compact(path: str | Path, model: nn.Module, leaf_modules: LeafModules = ()) -> nn.Module:
     """Read a thin model back.
 
     Args:
         path: a file that `save_compact` wrote.
         model: the dense architecture, e.g. ``resnet50(num_classes=10)``; it is copied, its
             weights are not read.
+        leaf_modules: as `convert` was given.
 
     Returns:
         The thin model, in evaluation mode, on the CPU.
@@ -81,6 +94,8 @@ def load_compact(path: str | Path, model: nn.Module) -> nn.Module:
         CheckpointError: if the file is missing, corrupt, or of another architecture.
     """
     manifest, state = _read(Path(path))
+    if manifest.get("graph"):
+        return _rebuild(manifest, state, model, leaf_modules, str(path))
     thin = copy.deepcopy(model).to("meta")
     try:
         shrink_(thin, _widths_of(manifest))
@@ -95,7 +110,32 @@ def load_compact(path: str | Path, model: nn.Module) -> nn.Module:
     return thin.eval()
 
 
-def read_manifest(path: str | Path) -> dict[str, object]:
+def _rebuild(
+    manifest: dict[str, Any],
+    state: dict[str, Tensor],
+    model: nn.Module,
+    leaf_modules: LeafModules,
+    path: str,
+) -> nn.Module:
+    """Make a thin graph anew, as it was made: convert, select, cut."""
+    graph, sizes = manifest["graph"], manifest["num_channels"]
+    like = next(model.parameters())
+    inputs = [like.new_zeros(shape) for shape in graph["example_shapes"]]
+    try:
+        converted = convert(
+            model, inputs, graph["residual"], grouped=graph["grouped"], leaf_modules=leaf_modules
+        )
+        chosen = {n: ChannelSet(indices, sizes[n]) for n, indices in manifest["active"].items()}
+        converted.set_active(chosen)
+        thin = _compact(converted)
+        thin.load_state_dict(state, assign=True)
+    except (ValueError, RuntimeError) as error:
+        what = f"a thin {type(model).__name__}"
+        raise CheckpointError(expected(what, f"another model: {error}", path)) from error
+    return thin.eval()
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
     """Return the manifest of a thin model on disk: format, widths, active sets.
 
     Raises:
@@ -104,7 +144,7 @@ def read_manifest(path: str | Path) -> dict[str, object]:
     return _read(Path(path))[0]
 
 
-def _read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(expected("a thin model file", "nothing there", str(path)))
     try:

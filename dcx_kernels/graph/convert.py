@@ -10,24 +10,26 @@ from torch import Tensor, nn
 
 from dcx_kernels.errors import expected
 from dcx_kernels.graph.execution import Execution
-from dcx_kernels.graph.groups import ChannelGroup, GroupBuilder
 from dcx_kernels.graph.mask import MaskExecution
 from dcx_kernels.graph.model import ChannelModel
-from dcx_kernels.graph.rules import Walk
 from dcx_kernels.graph.sparse import SparseExecution
-from dcx_kernels.graph.trace import Program, trace
+from dcx_kernels.graph.structure import find_structure
+from dcx_kernels.graph.trace import LeafModules, trace
+from dcx_kernels.graph.walk import Grouped, Policy, Residual
 from dcx_kernels.nn._saliency import Reduction
 
-__all__ = ["convert", "find_groups", "revert"]
+__all__ = ["convert", "revert"]
 
 
 def convert(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
-    residual: Literal["keep"] = "keep",
+    residual: Residual = "keep",
     execution: Literal["sparse", "mask"] = "sparse",
     *,
+    grouped: Grouped = "keep",
     saliency: Reduction | None = "batch",
+    leaf_modules: LeafModules = (),
 ) -> ChannelModel:
     """Make a model whose channels can be switched on and off at every step.
 
@@ -35,50 +37,47 @@ def convert(
     at first.
 
     Args:
-        model: any CNN that torch.fx can trace. What has no rule yet (residual adds,
-            concatenations, grouped
-            convolutions, layer norms, ...) keeps the groups it touches full-width, see
-            ``model.groups[...].reason``.
+        model: any CNN that torch.fx can trace. What no rule understands (layer norms, attention,
+            ...) keeps the groups it touches full-width, see ``model.groups[...].reason``; where
+            nothing is selectable the model is converted all the same.
         example_inputs: one input, or a tuple of them; shapes are read, values are not.
-        residual: groups joined by an add stay full-width ("keep").
+        residual: what becomes of groups joined by an add: ``"keep"``: they stay full-width;
+            ``"tie"``: they are one group, so that the residual stream shrinks too; ``"union"``:
+            each keeps its own set, and the sum has the union of their channels.
         execution: ``"sparse"`` computes active channels only; ``"mask"`` computes everything and
             multiplies by 0/1 (the papers' baseline; the oracle of the sparse one).
+        grouped: input and output of grouped convolutions stay full-width (``"keep"``), or are
+            selectable with equal counts in each group (``"equal"``). Depthwise convolutions follow
+            their input under both.
         saliency: what backward measures, see `ChannelModel.saliency_reduction`.
+        leaf_modules: classes (or their qualified names) of modules that torch.fx cannot follow and
+            keeps whole.
 
     Raises:
-        ValueError: on unknown options, a model without a selectable group, or one that cannot be
-            traced.
+        ValueError: on unknown options, a model that cannot be traced, or one whose containers
+            have hooks.
         TypeError: if the model is converted already or is not a module.
     """
     if isinstance(model, ChannelModel) or not isinstance(model, nn.Module):
         raise TypeError(expected("a dense torch.nn.Module", type(model).__name__, "convert"))
-    if residual != "keep":
-        raise ValueError(expected("residual='keep'", repr(residual), "convert"))
-    if execution not in ("sparse", "mask"):
-        raise ValueError(expected("execution 'sparse' or 'mask'", repr(execution), "convert"))
+    for option, given, allowed in (
+        ("residual", residual, ("keep", "tie", "union")),
+        ("execution", execution, ("sparse", "mask")),
+        ("grouped", grouped, ("keep", "equal")),
+    ):
+        if given not in allowed:
+            what = f"{option} {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+            raise ValueError(expected(what, repr(given), "convert"))
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     root = copy.deepcopy(model)
-    programs = trace(root, inputs)
-    groups = find_groups(root, programs)
-    if not any(group.selectable for group in groups.values()):
-        reasons = "; ".join(f"{name}: {group.reason}" for name, group in groups.items())
-        what = "at least one group whose channels may be switched off"
-        raise ValueError(expected(what, f"none ({reasons or 'no convolution'})", "convert"))
-    skeleton = copy.deepcopy(model).to("meta")
+    programs = trace(root, inputs, leaf_modules)
+    structure = find_structure(root, programs, Policy(residual, grouped))
+    skeletons = copy.deepcopy(model).to("meta"), copy.deepcopy(root).to("meta")
     way: Execution = SparseExecution() if execution == "sparse" else MaskExecution()
-    way.prepare(root, programs, groups)
     shapes = [tuple(x.shape) for x in inputs]
-    converted = ChannelModel(root, skeleton, programs, groups, way, shapes)
+    converted = ChannelModel(root, skeletons, structure, way, shapes)
     converted.saliency_reduction = saliency
     return converted
-
-
-def find_groups(model: nn.Module, programs: dict[bool, Program]) -> dict[str, ChannelGroup]:
-    """Find the channel groups that hold in both graphs of a model."""
-    builder = GroupBuilder()
-    for program in programs.values():
-        Walk(model, program, builder)
-    return builder.build()
 
 
 def revert(model: ChannelModel) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,7 @@ class Cost:
 
     layers: tuple[LayerCost, ...]
     other_params: int = 0
+    other_macs: int = 0  # attention, functional forms, what stands inside leaf modules
 
     @property
     def params(self) -> int:
@@ -49,7 +51,7 @@ class Cost:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one forward (the papers say FLOPs)."""
-        return sum(layer.macs for layer in self.layers)
+        return self.other_macs + sum(layer.macs for layer in self.layers)
 
     @property
     def activation_bytes(self) -> int:
@@ -72,33 +74,40 @@ def cost(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None = 
         ValueError: if a plain model comes without example inputs.
     """
     if isinstance(model, ChannelModel):
-        pixels, widths = model.output_pixels, _active_widths(model)
+        pixels, macs = model.structure.output_pixels, model.structure.macs
+        widths = _active_widths(model)
     else:
         if example_inputs is None:
             what = "example_inputs with a model that was not converted"
             raise ValueError(expected(what, "None", "cost"))
         inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-        pixels, widths = trace(model, inputs)[False].output_pixels(), {}
+        program = trace(copy.deepcopy(model), inputs)[False]
+        pixels, macs, widths = program.pixels, program.macs, {}
     layers, counted = [], 0
     for name, layer in model.named_modules():
-        if not isinstance(layer, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+        if not isinstance(layer, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.PReLU)):
             continue
-        counted += sum(p.numel() for p in layer.parameters(recurse=False))
         layers.append(_layer_cost(name, layer, widths.get(name, {}), pixels.get(name, 0)))
+        dense = _layer_cost(name, layer, {}, pixels.get(name, 0))
+        counted, macs = counted + dense.params, macs - dense.macs
     total = sum(p.numel() for p in model.parameters())
-    return Cost(tuple(layers), total - counted)
+    return Cost(tuple(layers), total - counted, macs)
 
 
 def _layer_cost(name: str, layer: nn.Module, sides: dict[str, int], pixels: int) -> LayerCost:
     if isinstance(layer, nn.BatchNorm2d):
-        width = sides.get("out", layer.num_features)
+        width = max(1, sides.get("out", layer.num_features))
         params = 2 * width if layer.affine else 0
         element = layer.running_mean if layer.weight is None else layer.weight
         return LayerCost(name, width, width, params, 0, width * pixels * _size(element))
+    if isinstance(layer, nn.PReLU):
+        width = max(1, sides.get("out", layer.num_parameters))
+        return LayerCost(name, width, width, width, 0, width * pixels * _size(layer.weight))
     if isinstance(layer, nn.Conv2d):
         in_, out = sides.get("in", layer.in_channels), sides.get("out", layer.out_channels)
-        kernel = layer.kernel_size[0] * layer.kernel_size[1]
-        weights = out * (in_ // layer.groups) * kernel
+        in_, out = max(1, in_), max(1, out)  # a thin layer without channels works on one of zeros
+        groups = in_ if layer.groups == layer.in_channels else layer.groups
+        weights = out * (in_ // groups) * layer.kernel_size[0] * layer.kernel_size[1]
     else:
         assert isinstance(layer, nn.Linear)
         in_, out = sides.get("in", layer.in_features), sides.get("out", layer.out_features)
@@ -114,8 +123,10 @@ def _size(tensor: Tensor | None) -> int:
 
 def _active_widths(model: ChannelModel) -> dict[str, dict[str, int]]:
     widths: dict[str, dict[str, int]] = {}
-    for name, active in model.active.items():
-        for member in model.groups[name].members:
-            side = "in" if member.role == "consumer" else "out"
-            widths.setdefault(member.module, {})[side] = len(active) * member.inner
+    for name, axes in model.structure.axes.items():
+        widths[name] = {}
+        for side, layout in (("out", axes.out), ("in", axes.in_)):
+            active = model.layer_sets[layout]
+            if active is not None:
+                widths[name][side] = len(active) * layout.inner
     return widths

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, fx, nn
 
 from dcx_kernels.channel_set import ChannelSet
-from dcx_kernels.graph.groups import ChannelGroup, Member
-from dcx_kernels.graph.trace import Program
+from dcx_kernels.graph.sets import ActiveSets
+from dcx_kernels.graph.structure import Structure
+from dcx_kernels.nn._forward import Forward, Operands
 from dcx_kernels.nn._saliency import Reduction, SaliencyMeter
 from dcx_kernels.ops.slot import ParameterSlot
 
-__all__ = ["Execution", "Groups", "Sets", "measured_at"]
+__all__ = ["Execution", "Sets"]
 
-Groups = Mapping[str, ChannelGroup]
 Sets = Mapping[str, ChannelSet]
 
 
@@ -24,29 +24,27 @@ class Execution(Protocol):
     """How a `ChannelModel` computes. The model's modules were prepared by `prepare`."""
 
     name: str
+    sets: ActiveSets
 
-    def prepare(self, root: nn.Module, programs: dict[bool, Program], groups: Groups) -> None:
-        """Replace layers of ``root``, or edit the graphs, once."""
+    def prepare(
+        self, root: nn.Module, structure: Structure, forward: Forward
+    ) -> dict[bool, fx.Graph]:
+        """Replace layers of ``root``, once; return the graphs to run, by training mode."""
 
-    def apply(self, model: nn.Module, groups: Groups, active: Sets) -> None:
+    def apply(self, model: nn.Module, active: Sets) -> None:
         """Tell the layers their sets."""
 
-    def measure(self, model: nn.Module, groups: Groups, reduction: Reduction | None) -> None:
+    def measure(self, model: nn.Module, reduction: Reduction | None) -> None:
         """Switch saliency measurement."""
 
-    def meter(self, model: nn.Module, group: ChannelGroup) -> SaliencyMeter:
-        """Return the meter of a group."""
+    def meters(self, model: nn.Module) -> dict[str, SaliencyMeter]:
+        """Return the meter of every measured layer, by the layer's name."""
 
     def slots(self, model: nn.Module) -> dict[str, ParameterSlot]:
         """Return slots of parameters whose layers have none of their own."""
 
-    def around_forward(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Wrap a forward pass."""
+    def operands(self, x: Tensor) -> dict[str, Operands]:
+        """Make what the layers need for a forward pass of x, an input of the network."""
 
-
-def measured_at(group: ChannelGroup) -> Member:
-    """Return where a group's saliency is taken: its norm, or the producer where there is none.
-
-    Before a norm in training mode the signed sum vanishes by scale invariance: rounding noise only.
-    """
-    return (group.of_role("norm") or group.of_role("producer"))[0]
+    def around_forward(self, model: nn.Module) -> AbstractContextManager[None] | None:
+        """Wrap a forward pass, if it needs that."""

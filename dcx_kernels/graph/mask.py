@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
 
 from dcx_kernels.channel_set import ChannelSet
-from dcx_kernels.graph.execution import Groups, Sets, measured_at
-from dcx_kernels.graph.groups import ChannelGroup
-from dcx_kernels.graph.trace import Program
+from dcx_kernels.graph.edit import add_helper, edited
+from dcx_kernels.graph.execution import Sets
+from dcx_kernels.graph.layout import Layout
+from dcx_kernels.graph.sets import ActiveSets
+from dcx_kernels.graph.structure import Structure
+from dcx_kernels.graph.walk import Axes, Consume, Join, Step
+from dcx_kernels.nn._forward import Forward, Operands
 from dcx_kernels.nn._saliency import Reduction, SaliencyMeter
 from dcx_kernels.ops.slot import ParameterSlot
 
@@ -25,9 +29,9 @@ class ChannelFactor(nn.Module):
         (N, C * inner, ...) -> the same.
     """
 
-    def __init__(self, inner: int) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
-        self.inner = inner
+        self.layout = layout
         self.active: ChannelSet | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,28 +39,34 @@ class ChannelFactor(nn.Module):
         if self.active is None or self.active.is_full:
             return x
         mask = self.active.to(x.device).mask().to(x.dtype)
-        if self.inner > 1:
-            mask = mask.repeat_interleave(self.inner)
+        if self.layout.inner > 1:
+            mask = mask.repeat_interleave(self.layout.inner)
         return x * mask.view(1, -1, *[1] * (x.dim() - 2))
 
 
 class ChannelProbe(nn.Module):
     """Pass h on; a hook measures the sum over pixels of (dL/dh) h by its definition (DCE eq. 2)."""
 
-    def __init__(self) -> None:
+    def __init__(self, forward: Forward) -> None:
         super().__init__()
         self.active: ChannelSet | None = None
         self.reduction: Reduction | None = None
-        self.meter = SaliencyMeter()
+        self.copies = False  # whether what reads h overwrites it
+        self.meter = SaliencyMeter(forward)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return h unchanged."""
         if self.reduction is not None and self.training and h.requires_grad:
-            feature = h.detach()  # an in-place ReLU behind it changes only what dL/dh zeroes
-            pixels = feature.shape[2:].numel()
+            feature = h.detach().clone() if self.copies else h.detach()
+            pixels, active = feature.shape[2:].numel(), self.active
+            assert self.meter.forward is not None
+            number = self.meter.forward.number
 
             def measure(dh: Tensor) -> None:
-                self.meter.add_signed((dh * feature).flatten(2).sum(2), pixels)
+                signed = (dh * feature).flatten(2).sum(2)
+                if active is not None:
+                    signed = signed[:, active.to(signed.device).indices]
+                self.meter.add(signed, signed.shape[0], [pixels], number)
 
             h.register_hook(measure)
         return h
@@ -70,85 +80,93 @@ class MaskExecution:
 
     name = "mask"
 
-    def __init__(self) -> None:
-        self._factors: dict[str, list[ChannelFactor]] = {}
+    def prepare(
+        self, root: nn.Module, structure: Structure, forward: Forward
+    ) -> dict[bool, fx.Graph]:
+        """Insert factors where channels are mixed or summed, probes behind measuring layers."""
+        self._structure = structure
+        self._factors: dict[tuple[bytes, int], ChannelFactor] = {}
         self._probes: dict[str, ChannelProbe] = {}
-        self._norms: dict[str, ChannelSet] = {}
         self._slots: dict[str, ParameterSlot] = {}
+        names: dict[tuple[bytes, int], str] = {}
 
-    def prepare(self, root: nn.Module, programs: dict[bool, Program], groups: Groups) -> None:
-        """Insert a factor before every consumer and a probe behind every measuring layer."""
-        selectable = {name: group for name, group in groups.items() if group.selectable}
-        for name, group in selectable.items():
-            self._factors[name] = []
-            for member in group.of_role("consumer"):
-                factor = ChannelFactor(member.inner)
-                self._factors[name].append(factor)
-                helper = _add_helper(root, "factor", factor)
-                for program in programs.values():
-                    _insert_before(program.graph, member.module, helper)
-            probe = self._probes[measured_at(group).module] = ChannelProbe()
-            helper = _add_helper(root, "probe", probe)
-            for program in programs.values():
-                _insert_behind(program.graph, measured_at(group).module, helper)
+        def factor(graph: fx.Graph, x: fx.Node, layout: Layout) -> fx.Node:
+            key = layout.ids.tobytes(), layout.inner
+            if key not in self._factors:
+                self._factors[key] = ChannelFactor(layout)
+                names[key] = add_helper(root, "factor", self._factors[key])
+            return graph.call_module(names[key], (x,))
 
-    def apply(self, model: nn.Module, groups: Groups, active: Sets) -> None:
-        """Hand the sets to factors, and to the slots that the optimizer reads."""
-        sets: dict[str, dict[str, ChannelSet]] = {}
-        inner: dict[str, int] = {}
-        for name, group in groups.items():
-            for factor in self._factors.get(name, []):
-                factor.active = active[name]
-            for member in group.members:
-                side = "in" if member.role == "consumer" else "out"
-                if name in active:
-                    sets.setdefault(member.module, {})[side] = active[name]
-                if side == "in":
-                    inner[member.module] = member.inner
-                if member.role == "norm" and name in active:
-                    self._norms[member.module] = active[name]
-            if name in active and self._probes[measured_at(group).module].active != active[name]:
-                probe = self._probes[measured_at(group).module]
-                probe.active = active[name]
+        def edit(
+            graph: fx.Graph, node: fx.Node, step: Step, inputs: list[fx.Node]
+        ) -> fx.Node | None:
+            if isinstance(step, Consume):
+                node.replace_input_with(inputs[0], factor(graph, inputs[0], step.layout))
+            elif isinstance(step, Join):
+                for x, (_, layout) in zip(inputs, step.terms, strict=True):
+                    node.replace_input_with(x, factor(graph, x, layout))
+            return None
+
+        graphs = {mode: edited(traced, edit) for mode, traced in structure.programs.items()}
+        for name in dict.fromkeys(n for names in structure.measured.values() for n in names):
+            probe = self._probes[name] = ChannelProbe(forward)
+            helper = add_helper(root, "probe", probe)
+            for graph in graphs.values():
+                probe.copies |= _insert_behind(root, graph, name, helper)
+        layouts = [side for axes in structure.axes.values() for side in (axes.out, axes.in_)]
+        self.sets = ActiveSets(structure, layouts + [f.layout for f in self._factors.values()])
+        return graphs
+
+    def apply(self, model: nn.Module, active: Sets) -> None:
+        """Hand the sets to factors, probes, and to the slots that the optimizer reads."""
+        self.sets.update(active)
+        for factor in self._factors.values():
+            factor.active = self.sets[factor.layout]
+        for name, probe in self._probes.items():
+            chosen = self.sets[self._structure.axes[name].out]
+            if chosen is not probe.active:
+                probe.active = chosen
                 probe.meter.reset()
-        self._set_slots(model, sets, inner)
+        for name, axes in self._structure.axes.items():
+            self._set_slots(model.get_submodule(name), name, axes)
 
-    def _set_slots(
-        self, model: nn.Module, sets: Mapping[str, dict[str, ChannelSet]], inner: dict[str, int]
-    ) -> None:
-        for name, side in sets.items():
-            layer = model.get_submodule(name)
-            for parameter_name, parameter in layer.named_parameters(recurse=False):
-                full_name = f"{name}.{parameter_name}"
-                slot = self._slots.get(full_name)
-                if slot is None or slot.parameter is not parameter:
-                    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-                    features = inner.get(name, 1) if isinstance(layer, nn.Linear) else 1
-                    slot = ParameterSlot(parameter, groups, features, packable=False)
-                    self._slots[full_name] = slot
-                mixes = parameter.dim() > 1
-                slot.set_active(side.get("out"), side.get("in") if mixes else None)
+    def _set_slots(self, layer: nn.Module, name: str, axes: Axes) -> None:
+        for parameter_name, parameter in layer.named_parameters(recurse=False):
+            full_name = f"{name}.{parameter_name}"
+            slot = self._slots.get(full_name)
+            if slot is None or slot.parameter is not parameter:
+                groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+                inner = axes.in_.inner if isinstance(layer, nn.Linear) else 1
+                slot = ParameterSlot(parameter, groups, inner, packable=False)
+                self._slots[full_name] = slot
+            mixes = parameter.dim() > 1
+            slot.set_active(self.sets[axes.out], self.sets[axes.in_] if mixes else None)
 
-    def measure(self, model: nn.Module, groups: Groups, reduction: Reduction | None) -> None:
+    def measure(self, model: nn.Module, reduction: Reduction | None) -> None:
         """Switch all probes."""
         for probe in self._probes.values():
             probe.reduction = reduction
 
-    def meter(self, model: nn.Module, group: ChannelGroup) -> SaliencyMeter:
-        """Return the meter of a group's probe."""
-        return self._probes[measured_at(group).module].meter
+    def meters(self, model: nn.Module) -> dict[str, SaliencyMeter]:
+        """Return the probes' meters."""
+        return {name: probe.meter for name, probe in self._probes.items()}
 
     def slots(self, model: nn.Module) -> dict[str, ParameterSlot]:
-        """Return the slots of every member's parameters."""
+        """Return the slots of every narrowed layer's parameters."""
         return self._slots
+
+    def operands(self, x: Tensor) -> dict[str, Operands]:
+        """Dense layers read their own parameters."""
+        return {}
 
     @contextmanager
     def around_forward(self, model: nn.Module) -> Iterator[None]:
         """Let norms move copies of their statistics; keep what belongs to active channels."""
         kept: list[tuple[nn.Module, str, Tensor, ChannelSet]] = []
-        for name, active in self._norms.items():
+        for name, axes in self._structure.axes.items():
+            active = self.sets[axes.out] if axes.kind == "norm" else None
             norm = model.get_submodule(name)
-            if not norm.training or active.is_full:
+            if not norm.training or active is None or active.is_full:
                 continue
             for vector in ("running_mean", "running_var"):
                 original = norm._buffers[vector]
@@ -166,26 +184,23 @@ class MaskExecution:
                 norm._buffers[vector] = original
 
 
-def _add_helper(root: nn.Module, kind: str, helper: nn.Module) -> str:
-    """Give ``helper`` a place in ``root``; it adds nothing to the state_dict."""
-    number = 0
-    while hasattr(root, f"_dcx_{kind}_{number}"):
-        number += 1
-    root.add_module(f"_dcx_{kind}_{number}", helper)
-    return f"_dcx_{kind}_{number}"
-
-
-def _insert_before(graph: fx.Graph, module: str, helper: str) -> None:
+def _insert_behind(root: nn.Module, graph: fx.Graph, module: str, helper: str) -> bool:
+    """Let all readers of a module's output read the helper's; tell whether one overwrites it."""
+    overwritten = False
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == module:
-            with graph.inserting_before(node):
-                new = graph.call_module(helper, (node.args[0],))
-            node.replace_input_with(node.args[0], new)
-
-
-def _insert_behind(graph: fx.Graph, module: str, helper: str) -> None:
-    for node in list(graph.nodes):
-        if node.op == "call_module" and node.target == module:
+            overwritten |= any(_overwrites(root, user) for user in node.users)
             with graph.inserting_after(node):
                 new = graph.call_module(helper, (node,))
             node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+    return overwritten
+
+
+def _overwrites(root: nn.Module, node: fx.Node) -> bool:
+    """Tell whether a node works in place; a ReLU changes only what it zeroes in dL/dh."""
+    if node.op == "call_module":
+        layer = root.get_submodule(str(node.target))
+        return bool(getattr(layer, "inplace", False)) and not isinstance(layer, nn.ReLU)
+    name = getattr(node.target, "__name__", str(node.target))
+    in_place = name.endswith("_") or name.startswith("i") or bool(node.kwargs.get("inplace"))
+    return in_place and "relu_" not in name

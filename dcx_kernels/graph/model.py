@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import Tensor, fx, nn
+import torch
+from torch import Tensor, nn
 
 from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.errors import expected
+from dcx_kernels.graph.edit import compiled
 from dcx_kernels.graph.execution import Execution
 from dcx_kernels.graph.groups import ChannelGroup
-from dcx_kernels.graph.trace import Program
-from dcx_kernels.nn._saliency import Reduction, SaliencyMeter
+from dcx_kernels.graph.saliency import group_saliency
+from dcx_kernels.graph.sets import ActiveSets, owned
+from dcx_kernels.graph.structure import Structure
+from dcx_kernels.nn._forward import Forward
+from dcx_kernels.nn._saliency import Reduction
 from dcx_kernels.ops.slot import CompactGrad, parameter_slots
 
 __all__ = ["ChannelModel"]
@@ -28,8 +33,7 @@ class ChannelModel(nn.Module):
     baseline and our oracle).
 
     Attributes:
-        groups: name -> `ChannelGroup`, in the order of the network.
-        execution: ``"sparse"`` or ``"mask"``.
+        structure: groups, axes and graphs of the network.
         grads: ``"compact"``: under a `dcx_kernels.optim` optimizer, gradients are packed and no
             dense gradient exists; ``"dense"``: ordinary ``.grad`` with zeros, for every other
             optimizer. Without a dcx optimizer gradients are dense anyway.
@@ -38,9 +42,8 @@ class ChannelModel(nn.Module):
     def __init__(
         self,
         root: nn.Module,
-        skeleton: nn.Module,
-        programs: dict[bool, Program],
-        groups: dict[str, ChannelGroup],
+        skeletons: tuple[nn.Module, nn.Module],
+        structure: Structure,
         execution: Execution,
         example_shapes: list[tuple[int, ...]],
     ) -> None:
@@ -49,26 +52,38 @@ class ChannelModel(nn.Module):
         self._buffers = root._buffers
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
-        self.groups = groups
         self.grads: Literal["compact", "dense"] = "compact"
+        self.structure = structure
         self.example_shapes = example_shapes
-        self.output_pixels = programs[False].output_pixels()
-        self._plain = (skeleton,)  # in a tuple, so that nn.Module does not register it
-        self._programs = programs
+        self._skeletons = skeletons  # in a tuple, so that nn.Module does not register them
+        self._forward_pass = Forward()
         self._execution = execution
         self._saliency_reduction: Reduction | None = None
         self._active = {
             name: ChannelSet.full(group.num_channels)
-            for name, group in groups.items()
+            for name, group in structure.groups.items()
             if group.selectable
         }
-        self._forwards = {mode: _compile(self, p.graph) for mode, p in programs.items()}
-        execution.apply(self, groups, self._active)
+        graphs = execution.prepare(self, structure, self._forward_pass)
+        self._forwards = {mode: compiled(self, graph) for mode, graph in graphs.items()}
+        execution.apply(self, self._active)
+        # in hooks, which torch.compile(model) calls outside of its graphs
+        outside = torch.compiler.disable(_before_forward), torch.compiler.disable(_after_forward)
+        self.register_forward_pre_hook(outside[0], with_kwargs=True)
+        self.register_forward_hook(outside[1], always_call=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph of the current mode."""
-        with self._execution.around_forward(self):
+        around = self._execution.around_forward(self)
+        if around is None:
             return self._forwards[self.training](self, *args, **kwargs)
+        with around:
+            return self._forwards[self.training](self, *args, **kwargs)
+
+    @property
+    def groups(self) -> dict[str, ChannelGroup]:
+        """Name -> `ChannelGroup`, in the order of the network."""
+        return self.structure.groups
 
     @property
     def execution(self) -> str:
@@ -94,13 +109,14 @@ class ChannelModel(nn.Module):
         """
         for name, new in sets.items():
             self._check(name, new)
-        changed = False
-        for name, new in sets.items():
-            if new != self._active[name]:  # an equal set keeps the old object: identity means equal
-                self._active[name] = new
-                changed = True
+        # an equal set keeps the old object: identity means equal
+        changed = {name: new for name, new in sets.items() if new != self._active[name]}
+        taken = {id(old.indices) for name, old in self._active.items() if name not in changed}
+        for name, new in changed.items():
+            self._active[name] = owned(new, taken)
         if changed:
-            self._execution.apply(self, self.groups, self._active)
+            self._execution.apply(self, self._active)
+        self._forget_saliency()  # of the step before, under equal sets too
 
     def _check(self, name: str, new: object) -> None:
         group = self.groups.get(name)
@@ -116,6 +132,14 @@ class ChannelModel(nn.Module):
             raise ValueError(expected(what, f"{len(new)} of {group.num_channels}", name))
         if not group.selectable:
             raise ValueError(expected("a selectable group", f"one kept full: {group.reason}", name))
+        if group.runs > 1 and len(set(new.counts_per_group(group.runs))) > 1:
+            what = f"equally many channels in each of {group.runs} runs (a grouped convolution)"
+            raise ValueError(expected(what, list(new.counts_per_group(group.runs)), name))
+
+    @property
+    def layer_sets(self) -> ActiveSets:
+        """The active set of every layer's axes (see `Structure`)."""
+        return self._execution.sets
 
     # --- saliency and gradients -------------------------------------------------------------------
 
@@ -130,14 +154,13 @@ class ChannelModel(nn.Module):
             what = "saliency_reduction 'batch', 'sample' or None"
             raise ValueError(expected(what, repr(reduction)))
         self._saliency_reduction = reduction
-        self._execution.measure(self, self.groups, reduction)
+        self._execution.measure(self, reduction)
 
     def saliency(self, reduction: Reduction = "batch") -> dict[str, Tensor]:
         """Return the saliency of the active channels of every selectable group, in set order.
 
-        It covers the backward passes since the sets last changed, `zero_grad`, or the previous
-        forward after a
-        reading: micro-batches add up.
+        It covers the backward passes since `set_active` or `zero_grad`: micro-batches add up. A
+        group that several norms measure gets the absolute value of the signed sum over all of them.
 
         Args:
             reduction: ``"batch"``: |mean over batch and pixels of (dL/dh) h|;
@@ -155,19 +178,12 @@ class ChannelModel(nn.Module):
         """
         if self._saliency_reduction is None:
             raise ValueError(expected("saliency_reduction 'batch' or 'sample'", "None"))
-        result = {}
-        for name, active in self._active.items():
-            meter = self._meter(name)
-            value = meter.read(reduction)
-            if value is None:
-                raise ValueError(expected("a backward pass before saliency()", "none", name))
-            if value.shape[0] != len(active):  # masked execution measures every channel
-                value = value[active.to(value.device).indices]
-            result[name] = value
-        return result
+        meters = self._execution.meters(self)
+        return group_saliency(self.structure, self._execution.sets, self._active, meters, reduction)
 
-    def _meter(self, group: str) -> SaliencyMeter:
-        return self._execution.meter(self, self.groups[group])
+    def _forget_saliency(self) -> None:
+        for meter in self._execution.meters(self).values():
+            meter.reset()
 
     @property
     def compact_grads(self) -> dict[str, CompactGrad]:
@@ -184,8 +200,7 @@ class ChannelModel(nn.Module):
         super().zero_grad(set_to_none)
         for _, slot in parameter_slots(self):
             slot.zero_grad()
-        for name in self._active:
-            self._meter(name).reset()
+        self._forget_saliency()
 
     def slots(self) -> dict[str, Any]:
         """Return the parameter slots of layers that have none of their own (masked execution)."""
@@ -193,9 +208,12 @@ class ChannelModel(nn.Module):
 
     # --- copies -----------------------------------------------------------------------------------
 
-    def skeleton(self) -> nn.Module:
-        """Return the original architecture on the meta device: structure without values."""
-        return copy.deepcopy(self._plain[0])
+    def skeleton(self, as_traced: bool = False) -> nn.Module:
+        """Return the original architecture on the meta device: structure without values.
+
+        ``as_traced``: with the layers that the graphs call, see `functional`.
+        """
+        return copy.deepcopy(self._skeletons[as_traced])
 
     def fill(self, skeleton: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """Give a skeleton the tensors of ``state``, this model's mode and unsaved buffers."""
@@ -215,7 +233,11 @@ class ChannelModel(nn.Module):
         return new
 
 
-def _compile(root: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
-    """Return the graph as a function of (model, *inputs) that looks modules up in ``model``."""
-    forward: Callable[..., Any] = type(fx.GraphModule(root, graph)).forward
-    return forward
+def _before_forward(model: ChannelModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Make what the layers read, see `dcx_kernels.nn._forward`."""
+    x = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    model._forward_pass.begin(model._execution.operands(x))
+
+
+def _after_forward(model: ChannelModel, inputs: Any, output: Any) -> None:
+    model._forward_pass.end()

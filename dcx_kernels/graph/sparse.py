@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from torch import Tensor, fx, nn
 
-import torch
-from torch import fx, nn
-
-from dcx_kernels.graph.execution import Groups, Sets, measured_at
-from dcx_kernels.graph.groups import ChannelGroup, Member
-from dcx_kernels.graph.trace import Program
+from dcx_kernels.graph.edit import add_helper, edited, flatten
+from dcx_kernels.graph.execution import Sets
+from dcx_kernels.graph.fuse import fuse_relu
+from dcx_kernels.graph.joints import Joint, make_joint
+from dcx_kernels.graph.pooling import pool_by_mean
+from dcx_kernels.graph.sets import ActiveSets, upload
+from dcx_kernels.graph.structure import Structure
+from dcx_kernels.graph.walk import Axes, Consume, Flatten, Join, Step
 from dcx_kernels.nn import SparseChannelBatchNorm2d, SparseChannelConv2d, SparseChannelLinear
 from dcx_kernels.nn._channels import ChannelLayer
+from dcx_kernels.nn._forward import Forward, Operands
 from dcx_kernels.nn._saliency import Reduction, SaliencyMeter
+from dcx_kernels.nn.prelu import SparseChannelPReLU
 from dcx_kernels.ops.slot import ParameterSlot
 
 __all__ = ["SparseExecution"]
@@ -24,99 +27,104 @@ class SparseExecution:
 
     name = "sparse"
 
-    def __init__(self) -> None:
-        self._sides: dict[str, tuple[str | None, str | None]] = {}  # layer: (out, in) group
+    def prepare(
+        self, root: nn.Module, structure: Structure, forward: Forward
+    ) -> dict[bool, fx.Graph]:
+        """Put sparse layers in the place of dense ones, joints where compact tensors meet."""
+        self._structure = structure
+        self._layers: dict[str, ChannelLayer] = {}  # looking them up by name takes milliseconds
+        for name, axes in structure.axes.items():
+            new = self._layers[name] = _sparse(root.get_submodule(name), name, axes, forward)
+            _replace(root, name, new)
+        made: dict[tuple[object, ...], str] = {}
 
-    def prepare(self, root: nn.Module, programs: dict[bool, Program], groups: Groups) -> None:
-        """Put a sparse layer in the place of every member; a norm swallows the ReLU behind it."""
-        for name, group in groups.items():
-            for member in group.members:
-                out, in_ = self._sides.get(member.module, (None, None))
-                sides = (out, name) if member.role == "consumer" else (name, in_)
-                self._sides[member.module] = sides
-                layer = root.get_submodule(member.module)
-                if not isinstance(layer, ChannelLayer):
-                    _replace(root, member.module, _sparse(layer, member))
-                elif isinstance(layer, SparseChannelLinear) and member.role == "consumer":
-                    layer.inner = member.inner
-        for program in programs.values():
-            _fuse_relu(root, program.graph)
+        def edit(
+            graph: fx.Graph, node: fx.Node, step: Step, inputs: list[fx.Node]
+        ) -> fx.Node | None:
+            if isinstance(step, Consume):
+                return None
+            if isinstance(step, Flatten):
+                return flatten(graph, node, step, inputs)
+            key = _key(step)  # both graphs of a network use one joint
+            if key not in made:
+                made[key] = add_helper(root, "joint", make_joint(step))
+            return graph.call_module(made[key], tuple(inputs))
 
-    def apply(self, model: nn.Module, groups: Groups, active: Sets) -> None:
-        """Set input and output channels of every layer."""
-        for name, (out, in_) in self._sides.items():
-            layer = model.get_submodule(name)
-            out_active = active.get(out) if out is not None else None
-            if isinstance(layer, SparseChannelBatchNorm2d):
-                layer.set_active(out_active)
-            else:
-                assert isinstance(layer, (SparseChannelConv2d, SparseChannelLinear))
-                layer.set_active(out_active, active.get(in_) if in_ is not None else None)
+        graphs = {mode: edited(traced, edit) for mode, traced in structure.programs.items()}
+        fuse_relu(root, graphs)
+        pool_by_mean(root, graphs)
+        self._joints: list[Joint] = [getattr(root, name) for name in made.values()]
+        steps = [step for traced in structure.programs.values() for step in traced.steps.values()]
+        layouts = [side for axes in structure.axes.values() for side in (axes.out, axes.in_)]
+        layouts += [step.out for step in steps if not isinstance(step, (Consume, Flatten))]
+        self.sets = ActiveSets(structure, layouts)
+        return graphs
 
-    def measure(self, model: nn.Module, groups: Groups, reduction: Reduction | None) -> None:
-        """Switch the probe of each selectable group's measuring layer."""
-        for group in groups.values():
-            if group.selectable:
-                layer = model.get_submodule(measured_at(group).module)
-                assert isinstance(layer, ChannelLayer)
-                layer.saliency_reduction = reduction
+    def apply(self, model: nn.Module, active: Sets) -> None:
+        """Set input and output channels of every layer, then the joints between them."""
+        sets, layers = self.sets, self._layers
+        sets.update(active)
+        for name, axes in self._structure.axes.items():
+            layers[name].take_sets(sets[axes.out], sets[axes.in_])
+        if self._joints:
+            lists = [joint.lists(sets) for joint in self._joints]
+            device = next(iter(active.values())).indices.device
+            moved = iter(upload([part for parts in lists for part in parts], device))
+            for joint, parts in zip(self._joints, lists, strict=True):
+                joint.take([next(moved) for _ in parts])
 
-    def meter(self, model: nn.Module, group: ChannelGroup) -> SaliencyMeter:
-        """Return the meter of the measuring layer."""
-        layer = model.get_submodule(measured_at(group).module)
-        assert isinstance(layer, ChannelLayer)
-        return layer.saliency_meter
+    def measure(self, model: nn.Module, reduction: Reduction | None) -> None:
+        """Switch the probe of each measuring layer."""
+        for name in self._measuring():
+            self._layers[name].saliency_reduction = reduction
+
+    def meters(self, model: nn.Module) -> dict[str, SaliencyMeter]:
+        """Return the meters of the measuring layers."""
+        return {name: self._layers[name].saliency_meter for name in self._measuring()}
+
+    def _measuring(self) -> dict[str, None]:
+        names = self._structure.measured.values()
+        return dict.fromkeys(name for layers in names for name in layers)
 
     def slots(self, model: nn.Module) -> dict[str, ParameterSlot]:
         """Sparse layers have their own."""
         return {}
 
-    def around_forward(self, model: nn.Module) -> AbstractContextManager[None]:
+    def operands(self, x: Tensor) -> dict[str, Operands]:
+        """Make packed leaves and probes of all layers."""
+        return {name: layer.make_operands(x) for name, layer in self._layers.items()}
+
+    def around_forward(self, model: nn.Module) -> None:
         """Nothing to do."""
-        return nullcontext()
 
 
-def _sparse(layer: nn.Module, member: Member) -> ChannelLayer:
+def _key(step: Step) -> tuple[object, ...]:
+    if isinstance(step, Join):
+        return ("join", *(layout.ids.tobytes() for _, layout in step.terms))
+    assert not isinstance(step, (Consume, Flatten))
+    return "select", step.layout.ids.tobytes(), step.positions.tobytes()
+
+
+def _sparse(layer: nn.Module, name: str, axes: Axes, forward: Forward) -> ChannelLayer:
     new: ChannelLayer
     if isinstance(layer, nn.Conv2d):
         new = SparseChannelConv2d.from_dense(layer, compact_output=True)
     elif isinstance(layer, nn.BatchNorm2d):
         new = SparseChannelBatchNorm2d.from_dense(layer)
+    elif isinstance(layer, nn.PReLU):
+        new = SparseChannelPReLU.from_dense(layer)
     else:
         assert isinstance(layer, nn.Linear)
-        inner = member.inner if member.role == "consumer" else 1
-        new = SparseChannelLinear.from_dense(layer, inner)
-    new.layer_name = member.module
+        new = SparseChannelLinear.from_dense(layer, axes.in_.inner)
+    new.layer_name = name
+    new.saliency_meter.forward = forward
     return new
 
 
 def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, new)
-
-
-def _fuse_relu(root: nn.Module, graph: fx.Graph) -> None:
-    """Let a batch norm apply the ReLU that is its only reader."""
-    modules = dict(root.named_modules(remove_duplicate=False))
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
-    for node in list(graph.nodes):
-        if node.op != "call_module" or len(node.users) != 1 or calls[node.target] != 1:
-            continue
-        norm, reader = modules[node.target], next(iter(node.users))
-        if isinstance(norm, SparseChannelBatchNorm2d) and _is_relu(reader, modules):
-            norm.relu = True
-            reader.replace_all_uses_with(node)
-            graph.erase_node(reader)
-
-
-def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return type(modules[str(node.target)]) is nn.ReLU
-    return node.op == "call_function" and node.target in (
-        torch.relu,
-        torch.relu_,
-        nn.functional.relu,
-    )
+    """Replace a module under all its names."""
+    old = root.get_submodule(name)
+    for parent in list(root.modules()):
+        for child, module in list(parent._modules.items()):
+            if module is old:
+                parent._modules[child] = new

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dcx_kernels._env import check_enabled
-from dcx_kernels.channel_set import ChannelSet
+from dcx_kernels.channel_set import ChannelSet, agree
 from dcx_kernels.errors import expected
+from dcx_kernels.nn._forward import Operands, Probe
 from dcx_kernels.nn._saliency import Reduction, SaliencyMeter
 from dcx_kernels.ops.slot import ParameterSlot
 
@@ -20,8 +21,7 @@ class ChannelLayer(nn.Module):
     """Mixin of `torch.nn` layers that compute active channels only.
 
     Sets, slots and the saliency meter are plain attributes, never buffers: the state_dict stays
-        that of the dense
-    layer, and torch.compile does not recompile when a set changes.
+    that of the dense layer, and torch.compile does not recompile when a set changes.
     """
 
     weight: Any
@@ -55,6 +55,17 @@ class ChannelLayer(nn.Module):
         takes_in = self._parameter_axes[name] == "out,in"
         slot.set_active(self.out_active, self.in_active if takes_in else None)
 
+    def take_sets(self, out: ChannelSet | None, in_: ChannelSet | None) -> None:
+        """Choose the channels of the next forward; the caller knows that the sets fit."""
+        if out is self.out_active and in_ is self.in_active:
+            return
+        if out is not self.out_active:
+            self.saliency_meter.reset()
+        fields = self.__dict__  # past nn.Module's __setattr__, which costs more than all the rest
+        fields["out_active"], fields["in_active"] = out, in_
+        for name, slot in self._slots.items():
+            slot.set_active(out, in_ if self._parameter_axes[name] == "out,in" else None)
+
     def _set_sets(self, out: ChannelSet | None, in_: ChannelSet | None) -> None:
         changed = out is not self.out_active
         self.out_active, self.in_active = out, in_
@@ -63,17 +74,45 @@ class ChannelLayer(nn.Module):
         if changed:
             self.saliency_meter.reset()
 
-    def _operands(self) -> tuple[bool, Tensor | None, Tensor | None]:
-        """Return whether this forward leaves compact gradients, and weight and bias for it.
+    def operands(self, x: Tensor) -> Operands:
+        """Return what a forward of x reads: made for it by the network around, or made now."""
+        forward = self.saliency_meter.forward
+        made = None if forward is None else forward.operands.get(self.layer_name)
+        if made is None:
+            return self.make_operands(x)
+        zeros = None if made.probe is None else made.probe.tensor
+        if zeros is not None and zeros.dim() == 2 and not agree(zeros.shape[0], x.shape[0]):
+            made = made._replace(probe=self._make_probe(x))  # a view made another batch
+        return made
 
-        Under a dcx optimizer these are packed leaves, otherwise the full parameters.
+    def make_operands(self, x: Tensor) -> Operands:
+        """Make packed leaves, if a dcx optimizer asks for compact gradients, and a probe.
+
+        Args:
+            x: gives the batch size, and device and dtype to a layer without tensors.
         """
+        if not torch.is_grad_enabled():
+            return Operands()
         slots = self.slots()
-        if torch.is_grad_enabled() and any(slot.compact for slot in slots.values()):
-            weight, bias = slots.get("weight"), slots.get("bias")
-            leaves = [None if slot is None else slot.leaf() for slot in (weight, bias)]
-            return True, leaves[0], leaves[1]
-        return False, self.weight, self.bias
+        probe = None if self.saliency_reduction is None else self._make_probe(x)
+        if not any(slot.compact for slot in slots.values()):
+            return Operands(probe=probe)
+        leaves = {name: slot.leaf() for name, slot in slots.items()}
+        return Operands(True, leaves.get("weight"), leaves.get("bias"), probe)
+
+    def _make_probe(self, x: Tensor) -> Probe | None:
+        channels = self._measured_channels()
+        if channels is None or not self.training:
+            return None
+        tensors = (self.weight, *self._buffers.values(), x)
+        like = next(t for t in tensors if t is not None and t.is_floating_point())
+        size = channels if self.out_active is None else len(self.out_active)
+        assert self.saliency_reduction is not None
+        return self.saliency_meter.probe(x.shape[0], size, like, self.saliency_reduction)
+
+    def _measured_channels(self) -> int | None:
+        """Return the number of channels, of layers that measure their saliency."""
+        return None
 
     def _check_set(self, active: ChannelSet | None, size: int, which: str) -> None:
         if active is not None and not isinstance(active, ChannelSet):
@@ -83,10 +122,11 @@ class ChannelLayer(nn.Module):
             what = f"{which} of {size} channels"
             raise ValueError(expected(what, active.num_channels, self.layer_name))
 
-    # --- DCX_CHECK=1: a compact tensor knows its set
-    # ------------------------------------------------
+    # --- DCX_CHECK=1: a compact tensor knows its set ----------------------------------------------
 
     def _verify_tag(self, x: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
         tag: ChannelSet | None = getattr(x, "_dcx_active", None)
         mine = self.in_active
         if tag is None or mine is None or not check_enabled():
@@ -95,6 +135,8 @@ class ChannelLayer(nn.Module):
             raise ValueError(expected(f"x over {mine}", f"x over {tag}", self.layer_name))
 
     def _tag(self, y: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return y
         if check_enabled() and self.out_active is not None:
             y._dcx_active = self.out_active  # type: ignore[attr-defined]
         return y

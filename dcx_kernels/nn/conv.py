@@ -13,9 +13,10 @@ from dcx_kernels.channel_set import ChannelSet, known
 from dcx_kernels.errors import expected
 from dcx_kernels.nn._adopt import adopt
 from dcx_kernels.nn._channels import ChannelLayer
+from dcx_kernels.nn._forward import Operands
 from dcx_kernels.ops.channel_conv2d import channel_conv2d
 from dcx_kernels.ops.gather import scatter_channels
-from dcx_kernels.ops.grouping import active_groups
+from dcx_kernels.ops.grouping import ONE_EACH, active_groups
 from dcx_kernels.ops.slot import ParameterSlot
 
 __all__ = ["SparseChannelConv2d"]
@@ -25,15 +26,13 @@ class SparseChannelConv2d(ChannelLayer, nn.Conv2d):
     """Drop-in `torch.nn.Conv2d`: same constructor, state_dict and repr; only active channels exist.
 
     Dense in, dense out with zeros at inactive channels, unless told otherwise: a compact input is
-        recognised by its
-    channel count, and ``compact_output`` keeps the output compact.
+    recognised by its channel count, and ``compact_output`` keeps the output compact.
 
     Args:
         compact_output: return active channels only, (N, len(out_active), P, Q).
 
     The weight is kept contiguous whatever memory format the model is moved to: packing reads rows
-        of it. The layout
-    of activations follows the input, as in torch.
+    of it. The layout of activations follows the input, as in torch.
 
     Example:
         >>> conv = SparseChannelConv2d(64, 128, 3, padding=1)
@@ -82,7 +81,9 @@ class SparseChannelConv2d(ChannelLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x (N, C or c, H, W): (N, K, P, Q), or (N, k, P, Q) if ``compact_output``."""
         self._verify_tag(x)
-        compact, weight, bias = self._operands()
+        made = self.operands(x)
+        probe = made.probe if x.dim() == 4 else None
+        weight, bias = (made.weight, made.bias) if made.packed else (self.weight, self.bias)
         padding: Any = self.padding
         try:
             self._check_channels(x)
@@ -92,11 +93,13 @@ class SparseChannelConv2d(ChannelLayer, nn.Conv2d):
             assert weight is not None
             y = channel_conv2d(
                 x, weight, bias, self.stride, padding, self.dilation, self.groups,
-                in_active=self.in_active, out_active=self.out_active, packed=compact,
-                probe=self._probe(x, padding),
+                in_active=self.in_active, out_active=self.out_active, packed=made.packed,
+                probe=None if probe is None else probe.tensor, existing_groups=made.groups,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{self.layer_name}: {error}") from None
+        if probe is not None:
+            probe.see(y)
         if self.compact_output or self.out_active is None:
             return self._tag(y)
         return scatter_channels(y, self.out_active, dim=y.dim() - 3)
@@ -111,24 +114,17 @@ class SparseChannelConv2d(ChannelLayer, nn.Conv2d):
         what += "" if active is None else f" or {len(active)} (compact)"
         raise ValueError(expected(f"{what} input channels", tuple(x.shape), "x"))
 
-    def _probe(self, x: Tensor, padding: Any) -> Tensor | None:
-        measured = self.training and torch.is_grad_enabled() and x.dim() == 4
-        if self.saliency_reduction is None or not measured:
-            return None
-        active = self.out_channels if self.out_active is None else len(self.out_active)
-        pixels = self._output_pixels(x, padding)
-        return self.saliency_meter.probe(x, active, pixels, self.saliency_reduction)
+    def make_operands(self, x: Tensor) -> Operands:
+        """See `ChannelLayer`; count the groups that exist, too."""
+        made = super().make_operands(x)
+        if self.groups == 1:
+            return made
+        groups = active_groups(self.groups, self.in_active, self.out_active)
+        one_each = self.in_active is not None and self.in_active.num_channels == self.groups
+        return made._replace(groups=ONE_EACH if one_each else groups)
 
-    def _output_pixels(self, x: Tensor, padding: Any) -> int:
-        if padding == "same":
-            return x.shape[-2] * x.shape[-1]
-        pads = (0, 0) if padding in ("valid", 0) else padding
-        pixels = 1
-        for axis in (0, 1):
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            size = x.shape[x.dim() - 2 + axis] + 2 * pads[axis] - reach
-            pixels *= size // self.stride[axis] + 1
-        return pixels
+    def _measured_channels(self) -> int:
+        return self.out_channels
 
     def _new_slot(self, name: str, parameter: nn.Parameter) -> ParameterSlot:
         return ParameterSlot(parameter, self.groups if name == "weight" else 1)

@@ -63,12 +63,13 @@ class SparseChannelLinear(ChannelLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the active slice of the layer."""
-        compact, weight, bias = self._operands()
+        made = self.operands(x)
+        weight, bias = (made.weight, made.bias) if made.packed else (self.weight, self.bias)
         assert weight is not None
         try:
             return channel_linear(
                 x, weight, bias, in_active=self.in_active, out_active=self.out_active,
-                inner=self.inner, packed=compact,
+                inner=self.inner, packed=made.packed,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{self.layer_name}: {error}") from None

@@ -62,32 +62,50 @@ class SparseChannelBatchNorm2d(ChannelLayer, nn.BatchNorm2d):
         if x.dim() != 4:
             raise ValueError(expected("a 4-D input", f"{x.dim()}-D", self.layer_name))
         self._verify_tag(x)
-        _, weight, bias = self._operands()
+        made = self.operands(x)
+        weight, bias = (made.weight, made.bias) if made.packed else (self.weight, self.bias)
+        probe = None if made.probe is None else made.probe.tensor
         batch_statistics = self.training or self.running_mean is None
         tracked = self.track_running_stats or not self.training
+        mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        averages = self.training and self.track_running_stats and self.momentum is None
+        if averages:
+            assert mean is not None and var is not None
+            mean, var, momentum = torch.zeros_like(mean), torch.zeros_like(var), 1.0
+        if self.training and self.track_running_stats:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
         try:
             y = channel_batch_norm(
-                x, self.running_mean if tracked else None, self.running_var if tracked else None,
-                weight, bias,
-                batch_statistics, self._momentum(), self.eps,
-                active=self.out_active, relu=self.relu, probe=self._probe(x),
+                x, mean, var, weight, bias, batch_statistics, momentum, self.eps,
+                active=self.out_active, relu=self.relu, probe=probe,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{self.layer_name}: {error}") from None
+        if averages:
+            self._average(mean, var)
+        if made.probe is not None:
+            made.probe.see(y)
         return self._tag(y)
 
-    def _momentum(self) -> float:
-        """Count the batch; return the weight it has in the running statistics, as torch does."""
-        if not (self.training and self.track_running_stats):
-            return 0.0 if self.momentum is None else self.momentum
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        if self.momentum is None:  # cumulative average
-            return 1.0 / float(self.num_batches_tracked)
-        return self.momentum
+    @torch.no_grad()
+    def _average(self, *batch: Tensor | None) -> None:
+        """Give the statistics of a batch the weight they have in the mean over all batches.
 
-    def _probe(self, x: Tensor) -> Tensor | None:
-        if self.saliency_reduction is None or not (self.training and torch.is_grad_enabled()):
-            return None
-        pixels = x.shape[2] * x.shape[3]
-        return self.saliency_meter.probe(x, x.shape[1], pixels, self.saliency_reduction)
+        The weight stays a tensor: as a number it would be a synchronisation, and a part of a graph.
+        """
+        assert self.num_batches_tracked is not None
+        active = self.out_active
+        for running, new in zip((self.running_mean, self.running_var), batch, strict=True):
+            assert running is not None and new is not None
+            weight = 1 / self.num_batches_tracked.to(running.dtype)
+            moved = new * weight + running * (1 - weight)
+            if active is None or active.is_full:
+                running.copy_(moved)
+            else:
+                idx = active.to(running.device).indices
+                running.index_copy_(0, idx, moved.index_select(0, idx))
+
+    def _measured_channels(self) -> int:
+        return self.num_features

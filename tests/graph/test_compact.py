@@ -42,7 +42,8 @@ def trained(
 def test_compact_logits_equal_the_converted_model(network: str, execution: str) -> None:
     dense, model, x = trained(network, execution)
     thin = dcx.compact(model.eval())
-    assert type(thin) is type(dense) and not thin.training
+    plain = network != "branches"  # chunks and shuffles of compact tensors need a graph
+    assert (type(thin) is type(dense)) == plain and not thin.training
     assert not any(type(m).__module__.startswith("dcx_kernels.nn") for m in thin.modules())
     assert sum(p.numel() for p in thin.parameters()) < sum(p.numel() for p in dense.parameters())
     with torch.no_grad():
@@ -173,7 +174,7 @@ def test_shrink_refuses_before_it_changes_anything() -> None:
         ({"free": (8, 3), "nowhere": (1, 1)}, r"expected a conv, linear or batch norm .*'nowhere'"),
         ({"free": (8, 3), "back": (12, 9)}, r"back: .*up to \(12, 8\), got \(12, 9\)"),
         ({"free": (8, 0)}, r"free: .*got \(8, 0\)"),
-        ({"grouped": (4, 4)}, r"grouped: .*widths equal to \(8, 8\)"),
+        ({"grouped": (6, 8)}, r"grouped: .*widths that 4 groups of \(8, 8\) can have"),
     ):
         with pytest.raises(ValueError, match=message):
             shrink_(network, widths)

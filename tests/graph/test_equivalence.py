@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import dcx_kernels as dcx
+from dcx_kernels.ops.slot import parameter_slots
 from networks import NETWORKS, MaskedOracle, batch, random_sets
 from tolerances import assert_exact, assert_gradients_close
 
@@ -18,19 +19,27 @@ VARIANTS = {
     "dampening": {**SGD, "dampening": 0.3},
     "plain": {"lr": 0.05, "weight_decay": 1e-3},
 }
+POLICIES = ("keep", "tie", "union")
 
 
 @pytest.mark.parametrize("inactive", ["frozen", "decay"])
 @pytest.mark.parametrize(
-    ("network", "variant"),
-    [("vgg19", "nesterov"), ("residual", "nesterov"), *[("chain", name) for name in VARIANTS]],
+    ("network", "variant", "residual"),
+    [
+        ("vgg19", "nesterov", "keep"),
+        *[("chain", name, "keep") for name in VARIANTS],
+        *[(name, "nesterov", r) for name in ("residual", "streams") for r in POLICIES],
+        ("branches", "nesterov", "keep"),
+    ],
 )
-def test_training_equals_masked_training(network: str, inactive: str, variant: str) -> None:
+def test_training_equals_masked_training(
+    network: str, inactive: str, variant: str, residual: str
+) -> None:
     """Ten steps, new sets of new widths each: outputs, saliency, weights, statistics, state."""
     dense, x, t = batch(network)
     settings = VARIANTS[variant]
-    oracle = MaskedOracle(dense, x, lambda p: torch.optim.SGD(p, **settings), inactive)
-    model = dcx.convert(dense, x, saliency="sample")
+    oracle = MaskedOracle(dense, x, lambda p: torch.optim.SGD(p, **settings), inactive, residual)
+    model = dcx.convert(dense, x, residual, saliency="sample")
     optimizer = dcx.optim.SGD(model, inactive=inactive, **settings)
     for _ in range(10):
         sets = random_sets(model)
@@ -43,11 +52,12 @@ def test_training_equals_masked_training(network: str, inactive: str, variant: s
             assert_gradients_close(model.saliency(reduction), oracle.model.saliency(reduction))
         optimizer.step()
         assert_gradients_close({"logits": y.detach()}, {"logits": expected.detach()})
-        assert all(p.grad is None for p in model.parameters()), "a dense gradient existed"
+        packed = {id(slot.parameter) for _, slot in parameter_slots(model)}
+        assert packed and all(p.grad is None for p in model.parameters() if id(p) in packed)
     _assert_same_state(model, optimizer, oracle)
 
 
-@pytest.mark.parametrize("network", ["vgg19", "chain"])
+@pytest.mark.parametrize("network", ["vgg19", "chain", "streams", "branches"])
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_adamw_equals_masked_adamw(network: str, amsgrad: bool) -> None:
     dense, x, t = batch(network)

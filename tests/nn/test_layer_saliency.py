@@ -112,8 +112,9 @@ def test_read_refuses() -> None:
     meter = SaliencyMeter()
     with pytest.raises(ValueError, match="expected reduction 'batch' or 'sample', got 'mean'"):
         meter.read("mean")  # type: ignore[arg-type]
-    probe = meter.probe(torch.randn(2, 3, 4, 4), 3, 16, "batch")
-    (probe * 2).sum().backward()
+    probe = meter.probe(2, 3, torch.zeros(1), "batch")
+    probe.pixels.append(16)
+    (probe.tensor * 2).sum().backward()
     with pytest.raises(ValueError, match="saliency_reduction = 'sample' to be set before backward"):
         meter.read("sample")
 
