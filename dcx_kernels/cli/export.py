@@ -13,11 +13,23 @@ from torch import Tensor, nn
 
 from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.cli.console import make_console
+from dcx_kernels.cli.tables import cost_table
 from dcx_kernels.errors import CheckpointError, expected
-from dcx_kernels.graph import compact, convert, load_compact, save_compact
+from dcx_kernels.graph import (
+    ChannelModel,
+    Cost,
+    compact,
+    convert,
+    cost,
+    load_compact,
+    save_compact,
+)
+from dcx_kernels.graph.carry import refill
+from dcx_kernels.graph.compact_io import read_manifest
 from dcx_kernels.recipes.config import DCEConfig
 from dcx_kernels.recipes.dce import make_selector
 from dcx_kernels.recipes.experiment import RESULT, THIN, build_dense
+from dcx_kernels.recipes.networks import check_runs
 from dcx_kernels.recipes.onnx import export_onnx
 from dcx_kernels.selectors import Selector, Static
 from dcx_kernels.train import checkpoint
@@ -35,7 +47,7 @@ def export(
     classes: int | None,
     image_size: int,
 ) -> int:
-    """Write a trained network as ONNX, as a thin checkpoint, or both.
+    """Write a trained network as ONNX, as a thin checkpoint, or both; print widths and cost.
 
     Args:
         source: a run directory, a thin file or a training checkpoint.
@@ -48,6 +60,8 @@ def export(
     """
     if onnx is None and thin is None:
         raise ValueError("expected --onnx FILE or --thin FILE, got neither: nothing to write")
+    if image_size < 1:
+        raise ValueError(expected("a positive --image-size", image_size))
     if not source.exists():
         raise ValueError(f"expected a run directory or a checkpoint, got {source}: no such file")
     console = make_console()
@@ -57,26 +71,20 @@ def export(
         hint = "train has not finished; export one of its checkpoints"
         raise CheckpointError(f"no {THIN} in {source}: {hint}")
     if _is_training_checkpoint(path):
-        network, sets = _from_training(checkpoint.load(path), example, path)
+        dense, converted = _from_training(checkpoint.load(path), example, path)
+        network, price = compact(converted), cost(converted)
     else:
-        dense = build_dense(_identity(path, model, width, classes))
-        network, sets = load_compact(path, dense), None
-        _check_classes(network, dense, example, path)
-    if thin is not None:
-        if sets is None:
+        if thin is not None:
             raise ValueError(f"{path} is a thin checkpoint already: copy the file")
-        save_compact(network, thin, active=sets)
+        dense, network, price = _from_thin(path, _identity(path, model, width, classes), example)
+    if thin is not None:
+        save_compact(converted, thin)
         console.print(f"{thin}: thin checkpoint", highlight=False)
     if onnx is not None:
         console.print(f"{onnx}: {export_onnx(network, example, onnx)}", highlight=False)
+    title = f"widths, and cost of one image of {image_size}x{image_size}"
+    console.print(cost_table(price, cost(dense, example), title))
     return 0
-
-
-def _check_classes(network: nn.Module, dense: nn.Module, example: Tensor, path: Path) -> None:
-    with torch.no_grad():
-        found, wanted = network(example).shape[1], dense.eval()(example).shape[1]
-    if found != wanted:
-        raise CheckpointError(expected(f"a network of {wanted} classes", found, str(path)))
 
 
 def _is_training_checkpoint(path: Path) -> bool:
@@ -87,33 +95,67 @@ def _is_training_checkpoint(path: Path) -> bool:
         raise CheckpointError(f"{path} is no safetensors file, or damaged: {error}") from error
 
 
+def _from_thin(
+    path: Path, identity: Mapping[str, Any], example: Tensor
+) -> tuple[nn.Module, nn.Module, Cost]:
+    """Return the dense network, the thin one of a thin file, and its cost."""
+    dense = build_dense(identity)
+    wanted = check_runs(dense, example, identity["model"])
+    network = load_compact(path, dense)
+    found = check_runs(network, example, str(path))
+    assert isinstance(found, Tensor)
+    assert isinstance(wanted, Tensor)
+    if found.shape != wanted.shape:
+        what = f"a network of {wanted.shape[1]} classes"
+        raise CheckpointError(expected(what, found.shape[1], str(path)))
+    manifest = read_manifest(path)
+    if not manifest["graph"]:
+        return dense, network, cost(network, example)
+    # a thin graph may have one for each mode, and is not traced again: ask what it was cut from
+    policy = manifest["graph"]
+    converted = convert(dense, example, policy["residual"], grouped=policy["grouped"])
+    _activate(converted, manifest["active"])
+    return dense, network, cost(converted)
+
+
 def _from_training(
     state: Mapping[str, Any], example: Tensor, path: Path
-) -> tuple[nn.Module, Mapping[str, ChannelSet]]:
-    """Build the thin network of a training checkpoint: its final channels as of now."""
+) -> tuple[nn.Module, ChannelModel]:
+    """Return the dense network and the converted one with its final channels as of now."""
     identity = state["config"]
     try:
         fields = {k: v for k, v in identity.items() if k in DCEConfig.__dataclass_fields__}
         config, dense = DCEConfig(**fields), build_dense(identity)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} was not written by dcx train: no {error}") from error
-    converted = convert(dense, example)
-    if "sets" in identity:
-        sizes = {name: group.num_channels for name, group in converted.groups.items()}
-        sets = {name: ChannelSet(ids, sizes[name]) for name, ids in identity["sets"].items()}
-        converted.set_active(sets)
-        network = compact(converted)
-        network.load_state_dict(state["model"])
-        return network, sets
-    if state["selector"] is None:
-        raise CheckpointError(f"{path} is of the dense network: it has no thin form")
-    selector: Selector = make_selector(converted.groups, config)
-    if state["selector"]["kind"] == "Static":
-        selector = Static({name: ChannelSet.full(n) for name, n in selector.groups.items()})
-    selector.load_state_dict(state["selector"]["state"])
-    converted.load_state_dict(state["model"])
+    check_runs(dense, example, identity["model"])
+    converted = convert(dense, example, config.residual)
+    try:
+        if "sets" in identity:
+            _activate(converted, identity["sets"])
+            network = compact(converted)
+            network.load_state_dict(state["model"])
+            refill(converted, network)
+            return dense, converted
+        if state["selector"] is None:
+            raise CheckpointError(f"{path} is of the dense network: it has no thin form")
+        selector: Selector = make_selector(converted.groups, config)
+        if state["selector"]["kind"] == "Static":
+            selector = Static({name: ChannelSet.full(n) for name, n in selector.groups.items()})
+        selector.load_state_dict(state["selector"]["state"])
+        converted.load_state_dict(state["model"])
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        what = f"a checkpoint of {identity['model']}"
+        raise CheckpointError(expected(what, f"another: {error}", str(path))) from error
     converted.set_active(selector.final())
-    return compact(converted), selector.final()
+    return dense, converted
+
+
+def _activate(model: ChannelModel, sets: Mapping[str, list[int]]) -> None:
+    sizes = {name: group.num_channels for name, group in model.groups.items()}
+    model.set_active({name: ChannelSet(ids, sizes[name]) for name, ids in sets.items()})
 
 
 def _identity(

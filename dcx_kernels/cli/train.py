@@ -46,7 +46,7 @@ def train(
 
     Args:
         data: see `dcx_kernels.data.load`.
-        model: name of the network.
+        model: name of the network, see `build_network`.
         width: factor on its channels.
         compare: networks to train beside the sparse one.
         device: where to run.
@@ -132,7 +132,7 @@ def _title(result: dict[str, Any]) -> str:
     statistics = "recalibrated" if config["recalibrate"] else "not recalibrated"
     return (
         f"{experiment['model']} x {experiment['width']:g} on {experiment['data']}, "
-        f"{kept} of {total} channels, batch norm {statistics}"
+        f"{kept} of {total} channels, residual {config['residual']}, batch norm {statistics}"
     )
 
 

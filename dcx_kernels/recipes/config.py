@@ -7,10 +7,11 @@ from typing import Literal
 
 from dcx_kernels.errors import expected
 
-__all__ = ["PROCEDURES", "SELECTORS", "DCEConfig"]
+__all__ = ["PROCEDURES", "RESIDUALS", "SELECTORS", "DCEConfig"]
 
 PROCEDURES = ("two-stage", "single-stage")
 SELECTORS = ("cucb", "random", "static")
+RESIDUALS = ("keep", "tie", "union")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class DCEConfig:
         density: kept fraction of all selectable channels.
         selector: ``cucb``; ``random`` draws new channels each step and the final ones at random;
             ``static`` keeps the same share of the first channels of every group throughout.
+        residual: channels joined by an add: ``keep`` them all, as the paper; ``tie`` them, so that
+            the residual stream shrinks too; or the ``union`` of each branch's own, see
+            `dcx_kernels.convert`.
         procedure: ``two-stage`` selects for all epochs, then builds the thin network and repeats
             the whole training; ``single-stage`` selects for ``select_epochs``, then freezes the
             topology while momentum and schedule continue.
@@ -50,6 +54,7 @@ class DCEConfig:
 
     density: float = 0.4
     selector: Literal["cucb", "random", "static"] = "cucb"
+    residual: Literal["keep", "tie", "union"] = "keep"
     procedure: Literal["two-stage", "single-stage"] = "two-stage"
     epochs: int = 160
     select_epochs: int | None = None
@@ -73,6 +78,7 @@ class DCEConfig:
             raise ValueError(expected("a density in (0, 1]", self.density))
         for name, choices in (
             ("selector", SELECTORS),
+            ("residual", RESIDUALS),
             ("procedure", PROCEDURES),
             ("inactive", ("frozen", "decay")),
             ("saliency", ("batch", "sample")),

@@ -77,7 +77,9 @@ def train_selected(
     """Train with a new selection at each step, then settle on the final one (Algorithm 1, 1-13).
 
     In the single-stage procedure the topology freezes after ``config.selection_epochs``, and
-    training goes on with the momentum, weights and learning rate it has.
+    training goes on with the momentum, weights and learning rate it has. It goes on sparsely: the
+    thin network with `dcx_kernels.compact_optimizer` would take the same steps, but then the
+    checkpoints of this stage would be of two architectures.
     """
     rng.seed(config.seed)
     selector = make_selector(model.groups, config)
@@ -148,13 +150,15 @@ def make_selector(groups: Mapping[str, ChannelGroup], config: DCEConfig) -> Sele
 def first_channels(
     groups: Mapping[str, ChannelGroup], density: float, min_active: int = 1
 ) -> dict[str, ChannelSet]:
-    """Return the same share of the first channels of every selectable group."""
+    """Return the same share of the first channels of every selectable group, and of its runs."""
     sets = {}
     for name, group in groups.items():
         if group.selectable:
-            least = min(min_active, group.num_channels)
-            kept = max(least, int(density * group.num_channels + 1e-9))
-            sets[name] = ChannelSet.trusted(torch.arange(kept), group.num_channels)
+            run = group.num_channels // group.runs
+            least = min(-(-min_active // group.runs), run)
+            kept = max(least, int(density * run + 1e-9))
+            chosen = torch.arange(group.num_channels).view(group.runs, run)[:, :kept].flatten()
+            sets[name] = ChannelSet.trusted(chosen, group.num_channels)
     return sets
 
 

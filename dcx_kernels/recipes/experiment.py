@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,10 +16,11 @@ from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.data import ImageData, Loader, eval_loader, load, train_loader
 from dcx_kernels.errors import expected
 from dcx_kernels.graph import ChannelModel, convert, save_compact
-from dcx_kernels.models import build
+from dcx_kernels.graph.carry import refill
 from dcx_kernels.recipes.config import DCEConfig
 from dcx_kernels.recipes.dce import Loaders, finetune, make_selector, train_plain, train_selected
 from dcx_kernels.recipes.measure import ArmResult, measure
+from dcx_kernels.recipes.networks import build_network, check_trains
 from dcx_kernels.recipes.run import Run
 from dcx_kernels.train.atomic import replace_text
 from dcx_kernels.train.log import read_rows
@@ -48,7 +50,7 @@ class Experiment:
 
     Args:
         data: name or path of the data set.
-        model: name of the network.
+        model: name of the network, see `build_network`.
         width: factor on all its channel counts.
         compare: networks trained beside the sparse one, with the same initial weights, data order
             and settings: out of ``mask`` and ``dense``.
@@ -122,8 +124,10 @@ def run_experiment(
         return build_dense(shared, config.seed, device, experiment.channels_last)
 
     def selectable(execution: Literal["sparse", "mask"]) -> ChannelModel:
-        return convert(dense(), example, execution=execution, saliency=config.saliency)
+        network = dense()
+        return convert(network, example, config.residual, execution, saliency=config.saliency)
 
+    check_trains(dense(), example, data.num_classes, experiment.model)
     try:
         sparse_model = selectable("sparse")
         sparse = train_selected(sparse_model, loaders, config, run)
@@ -139,6 +143,8 @@ def run_experiment(
     rows = read_rows(run.log_path)
     images, labels = next(iter(loaders.train.batches(0)))
     first = make_selector(sparse_model.groups, config).select()
+    # a mask computes all; what is thin costs what it was cut from, and may not be traceable itself
+    computed = {"mask": dense(), "thin": sparse_model}
     arms = [
         measure(
             stages[arm],
@@ -147,14 +153,17 @@ def run_experiment(
             rows,
             config.selection_epochs,
             first=first if arm in ("mask", "sparse") else None,
-            computed=dense() if arm == "mask" else None,
+            computed=computed.get(arm),
         )
         for arm in _ORDER
         if arm in stages
     ]
     channels = {n: g.num_channels for n, g in sparse_model.groups.items() if g.selectable}
     result = _result(experiment, config, shared, device, arms, channels, sparse.sets or {})
-    save_compact(thin.model, directory / THIN, active=thin.sets)
+    # by way of the converted model: that one knows how a thin graph is built again
+    trained = copy.deepcopy(sparse_model)
+    refill(trained, thin.model)
+    save_compact(trained, directory / THIN)
     replace_text(directory / RESULT, json.dumps(result, indent=2) + "\n")
     return Outcome(result, thin.model, example)
 
@@ -174,7 +183,7 @@ def build_dense(
         channels_last: memory layout of its weights.
     """
     torch.manual_seed(seed)
-    model = build(identity["model"], identity["classes"], width=identity["width"])
+    model = build_network(identity["model"], identity["classes"], identity["width"])
     model = model.to(device or torch.device("cpu"))
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

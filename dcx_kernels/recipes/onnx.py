@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from dcx_kernels.train.atomic import replace_file
 __all__ = ["export_onnx", "missing_packages"]
 
 _TOLERANCE = 1e-4
+_STAR_ARGS = "VAR_POSITIONAL"
 
 
 def missing_packages() -> list[str]:
@@ -43,7 +45,9 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> str:
         )
     model = copy.deepcopy(model).cpu().eval()
     images = example.detach().cpu().contiguous().expand(2, *example.shape[1:]).contiguous()
-    batch = torch.export.Dim("batch", min=1)
+    shapes: tuple[object, ...] = ({0: torch.export.Dim("batch", min=1)},)
+    if next(iter(inspect.signature(model.forward).parameters.values())).kind.name == _STAR_ARGS:
+        shapes = (shapes,)  # torch.export counts *args as one argument, a tuple
     checked = ""
 
     def write(temporary: Path) -> None:
@@ -56,7 +60,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> str:
                 str(temporary),
                 input_names=["images"],
                 output_names=["logits"],
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=shapes,
                 dynamo=True,
                 external_data=False,
                 verbose=False,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torch import fx
 
 from dcx_kernels.cli import main
 from dcx_kernels.graph import load_compact
@@ -22,6 +24,88 @@ def run(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["train", "--data", str(data_file), "--out", str(out), "--no-onnx", *options]
     assert main([*command, "--compare", "dense"]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def union_run(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose thin network is a graph: sums of unlike branches."""
+    out = tmp_path_factory.mktemp("union")
+    torch.set_num_threads(1)
+    options = ["--model", "resnet20", "--width", "0.5", "--residual", "union", "--lr", "0.01"]
+    more = ["--density", "0.5", "--batch-size", "16", "--epochs", "1", "--no-onnx"]
+    assert main(["train", "--data", str(data_file), "--out", str(out), *options, *more]) == 0
+    return out
+
+
+def test_export_of_a_thin_graph_is_one_onnx_file(
+    union_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "onnx" / "thin.onnx"
+    assert main(["export", str(union_run), "--onnx", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "onnxruntime agrees" in text
+    source = union_run / "checkpoints" / "thin" / "latest.safetensors"
+    assert main(["export", str(source), "--thin", str(tmp_path / "same")]) == 0
+    assert _table(capsys.readouterr().out) == _table(text)
+    assert list(path.parent.iterdir()) == [path]
+    thin = load_compact(union_run / "thin.safetensors", build("resnet20", 4, width=0.5))
+    assert isinstance(thin, fx.GraphModule)
+    images = torch.randn(5, 3, 32, 32)
+    session = onnxruntime.InferenceSession(str(path))
+    got = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    with torch.no_grad():
+        torch.testing.assert_close(got, thin(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["sparse", "thin"])
+def test_export_of_a_checkpoint_with_sums_of_unlike_branches(
+    union_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    source = union_run / "checkpoints" / stage / "latest.safetensors"
+    assert main(["export", str(source), "--thin", str(tmp_path / "now.safetensors")]) == 0
+    network = load_compact(tmp_path / "now.safetensors", build("resnet20", 4, width=0.5))
+    finished = load_compact(union_run / "thin.safetensors", build("resnet20", 4, width=0.5))
+    assert isinstance(network, fx.GraphModule)
+    assert network.state_dict().keys() == finished.state_dict().keys()
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():  # the sparse stage is what the thin one began with
+        assert torch.equal(network(images), finished(images)) == (stage == "thin")
+    result = json.loads((union_run / "result.json").read_text())
+    assert sum(p.numel() for p in network.parameters()) == result["arms"][-1]["params"]
+    capsys.readouterr()
+
+
+def _table(text: str) -> str:
+    return text[text.index("widths, and cost of one image of 32x32") :]
+
+
+def test_export_prints_widths_and_cost(
+    union_run: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for directory in (union_run, run):
+        source = directory / "checkpoints" / "thin" / "latest.safetensors"
+        assert main(["export", str(source), "--thin", str(tmp_path / "x")]) == 0
+        table = _table(capsys.readouterr().out)
+        total = next(line for line in table.splitlines() if line.startswith("  total"))
+        part, whole = (float(number) for number in total.split()[1].split("/"))
+        arm = json.loads((directory / "result.json").read_text())["arms"][-1]
+        assert part == pytest.approx(arm["params"] / 1e3, abs=0.01)
+        assert part < whole
+        widths = json.loads((directory / "result.json").read_text())["final"]
+        rows = {line.split()[0]: line.split() for line in table.splitlines() if line.strip()}
+        for name, width in widths.items():
+            assert rows[name][2].split("/")[0] == str(width)
+
+
+def test_export_of_images_that_do_not_fit(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source in (run, run / "checkpoints" / "thin" / "latest.safetensors"):
+        onnx = str(tmp_path / "x.onnx")
+        assert main(["export", str(source), "--onnx", onnx, "--image-size", "8"]) == 2
+        assert "vgg19 does not run on images of 8x8" in capsys.readouterr().err
 
 
 def test_export_of_a_run_directory_and_its_thin_file(run: Path, tmp_path: Path) -> None:

@@ -18,15 +18,17 @@ from dcx_kernels.cli.inspect import inspect as inspect_command
 from dcx_kernels.cli.main import COMMANDS
 from dcx_kernels.cli.parser import build_parser
 from dcx_kernels.cli.train import train
+from dcx_kernels.models import MODELS
 from dcx_kernels.recipes import DCEConfig
 
 OPTIONS = {
     "train": """--augment --batch-size --channels-last --checkpoint-every --compare --data --density
         --device --epochs --finetune-epochs --help --inactive --lr --min-active --model --momentum
-        --no-augment --no-onnx --no-recalibrate --onnx --out --procedure --recalibrate --resume
-        --round-to --saliency --seed --select-epochs --selector --tau --threads --traceback
+        --no-augment --no-onnx --no-recalibrate --onnx --out --procedure --recalibrate --residual
+        --resume --round-to --saliency --seed --select-epochs --selector --tau --threads --traceback
         --weight-decay --width""",
-    "inspect": "--classes --density --help --image-size --traceback --width model",
+    "inspect": """--classes --density --grouped --help --image-size --leaf-module --plot --residual
+        --seed --traceback --width model""",
     "export": "--classes --help --image-size --model --onnx --thin --traceback --width source",
     "info": "--help --traceback",
 }
@@ -82,6 +84,15 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     if command != "info":
         assert "examples:" in text
         assert f"dcx {command} " in text
+
+
+@pytest.mark.parametrize("command", ["train", "inspect", "export"])
+def test_help_names_every_model(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        entry([command, "--help"])
+    words = capsys.readouterr().out.replace(",", " ").split()
+    for name in [*MODELS, "torchvision's", "timm:NAME"]:
+        assert name in words
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,21 @@ def test_train_writes_everything_and_prints_one_table(
     assert "vgg19" in (out / "report.html").read_text()
 
 
+def test_train_of_a_residual_network_whose_stream_shrinks(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    command = arguments(tmp_path, "--epochs", "1", "--model", "resnet20", "--width", "0.5")
+    assert main([*command, "--residual", "union"]) == 0
+    text = capsys.readouterr().out
+    assert "residual union" in text
+    assert "onnxruntime agrees" in text
+    report = (tmp_path / "report.html").read_text()
+    assert '<tr><td>residual</td><td class="text">union</td></tr>' in report
+    assert main([*command, "--residual", "tie", "--resume"]) == 2
+    assert "of another run: residual: expected 'tie', got 'union'" in capsys.readouterr().err
+
+
 def test_train_without_onnx_installed_says_so(
     arguments: Arguments,
     tmp_path: Path,

@@ -49,6 +49,7 @@ def test_single_stage_freezes_after_a_quarter_as_40_of_160() -> None:
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"selector": "best"}, "selector to be one of .*, got best"),
         ({"procedure": "three-stage"}, "procedure to be one of"),
+        ({"residual": "some"}, "residual to be one of .*, got some"),
         ({"inactive": "melted"}, "inactive to be one of"),
         ({"saliency": "max"}, "saliency to be one of"),
     ],

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import fx
 
 from dcx_kernels.data import load
 from dcx_kernels.errors import CheckpointError, DataError
-from dcx_kernels.graph import load_compact
+from dcx_kernels.graph import convert, cost, load_compact
 from dcx_kernels.models import build
 from dcx_kernels.recipes import DCEConfig, Experiment, run_experiment
+from dcx_kernels.recipes.networks import build_network
 from dcx_kernels.selectors import CUCB
 from dcx_kernels.train import checkpoint
 from dcx_kernels.train.log import TIMINGS, read_rows
@@ -147,16 +149,20 @@ class _KilledError(Exception):
     """Stands for kill -9: nothing is saved on the way out."""
 
 
-@pytest.mark.parametrize("procedure", ["two-stage", "single-stage"])
+@pytest.mark.parametrize("case", ["two-stage", "single-stage", "union"])
 def test_resume_between_and_within_stages_is_exact(
     experiment: Experiment,
     config: DCEConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    procedure: Any,
+    case: str,
 ) -> None:
     experiment = dataclasses.replace(experiment, compare=("dense",))
-    config = dataclasses.replace(config, procedure=procedure, epochs=2, select_epochs=1)
+    changes: dict[str, Any] = {"procedure": case}
+    if case == "union":
+        experiment = dataclasses.replace(experiment, model="resnet20", width=0.25)
+        changes = {"residual": "union"}
+    config = dataclasses.replace(config, epochs=2, select_epochs=1, **changes)
     run_experiment(experiment, config, tmp_path / "straight")
 
     original: Callable[..., Any] = Trainer._step
@@ -201,6 +207,68 @@ def test_resume_refuses_other_settings(
     with pytest.raises(CheckpointError, match="width"):
         run_experiment(wider, config, tmp_path, resume=True)
     assert _files(tmp_path) == before
+
+
+@pytest.fixture
+def resnet(experiment: Experiment) -> Experiment:
+    return dataclasses.replace(experiment, model="resnet20", width=0.5, compare=())
+
+
+@pytest.mark.parametrize("residual", ["keep", "union"])
+def test_residual_policies_select_other_channels(
+    resnet: Experiment, config: DCEConfig, tmp_path: Path, residual: Any
+) -> None:
+    config = dataclasses.replace(config, residual=residual, epochs=1, finetune_epochs=0)
+    result = run_experiment(resnet, config, tmp_path).result
+    assert result["config"]["residual"] == residual
+    assert ("conv1" in result["channels"]) == (residual == "union")
+    total = sum(result["channels"].values())
+    assert total == 3 * (8 + 16 + 32) * (1 if residual == "keep" else 2) + (residual == "union") * 8
+    assert sum(result["final"].values()) == total // 2
+
+
+def test_thin_graph_survives_the_disk(
+    resnet: Experiment, config: DCEConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, residual="union", epochs=1)
+    outcome = run_experiment(resnet, config, tmp_path)
+    assert isinstance(outcome.thin, fx.GraphModule)
+    thin = load_compact(tmp_path / "thin.safetensors", build("resnet20", 4, width=0.5))
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(thin(images), outcome.thin.eval()(images))
+    price, row = cost(thin, images), outcome.result["arms"][-1]
+    assert (price.params, price.macs) == (row["params"], row["macs"])
+    assert price.activation_bytes == row["activation_bytes"]
+
+
+def test_resume_refuses_another_residual_policy(
+    resnet: Experiment, config: DCEConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, residual="tie", epochs=1, finetune_epochs=0)
+    run_experiment(resnet, config, tmp_path)
+    before = _files(tmp_path)
+    other = dataclasses.replace(config, residual="union")
+    with pytest.raises(CheckpointError, match="residual: expected 'union', got 'tie'"):
+        run_experiment(resnet, other, tmp_path, resume=True)
+    assert _files(tmp_path) == before
+    run_experiment(resnet, config, tmp_path, resume=True)
+    assert _files(tmp_path) == before
+
+
+def test_torchvision_network_trains_with_a_tied_stream(
+    experiment: Experiment, config: DCEConfig, tmp_path: Path
+) -> None:
+    changes = {"model": "mobilenet_v3_small", "width": 1.0, "compare": ()}
+    config = dataclasses.replace(config, epochs=1, residual="tie", recalibrate=False)
+    outcome = run_experiment(dataclasses.replace(experiment, **changes), config, tmp_path)
+    assert {arm["arm"]: arm["steps"] for arm in outcome.result["arms"]} == {"sparse": 4, "thin": 4}
+    assert outcome.thin.eval()(outcome.example).shape == (1, 4)
+    kept = convert(build_network("mobilenet_v3_small", 4), outcome.example).groups
+    assert "add" in kept["features.3.block.2.0"].reason
+    first = "features.2.block.2.0"  # the tied group is called by its first layer
+    assert not kept[first].selectable
+    assert first in outcome.result["channels"]
 
 
 def test_bad_experiments(config: DCEConfig, data_file: Path, tmp_path: Path) -> None:
