@@ -41,7 +41,8 @@ PYTHON = "between operators (Python, autograd)"
 def main(argv: Sequence[str] | None = None) -> None:
     """Profile both arms and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accounting", description=__doc__)
-    parser.add_argument("--model", default="vgg19", choices=["vgg16", "vgg19"])
+    parser.add_argument("--model", default="vgg19", help="ours or torchvision's")
+    parser.add_argument("--residual", default="keep", choices=["keep", "tie", "union"])
     parser.add_argument("--width", type=float, default=1.0, help="factor on its channels")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--density", type=float, default=0.5)
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     o = parser.parse_args(argv)
     if o.threads:
         torch.set_num_threads(o.threads)
-    problem = Problem(o.model, o.batch, o.density, o.layout, o.width)
+    problem = Problem(o.model, o.batch, o.density, o.layout, o.width, o.residual)
     structure = Structure.of(problem.converted("sparse"))
     stream = SetStream(structure, o.density, o.varying, seed=40)
     sparse = profile_arm(SparseArm(problem, structure, stream), o.steps)

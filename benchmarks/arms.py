@@ -154,6 +154,10 @@ class SparseArm(TrainingArm):
         self._sets = self.stream.fresh()
         self.widths = self.stream.widths
 
+    def macs(self) -> int:
+        """Count what the latest sets compute."""
+        return dcx.cost(self.sparse).macs
+
     def step(self, clock: PhaseClock) -> None:
         """Set the channels, run one step."""
         clock.start()
@@ -193,6 +197,10 @@ class ThinArm(TrainingArm):
         self._plain(dcx.compact(self._donor))
         for _ in range(_THIN_WARMUP):
             self._train(PhaseClock())
+
+    def macs(self) -> int:
+        """Count what the network computes."""
+        return dcx.cost(self._donor).macs
 
 
 ARMS = {arm.name: arm for arm in (DenseArm, MaskArm, ThinArm, SparseArm)}

@@ -34,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def draw(path: Path) -> Path:
-    """Draw one column of axes per layout; return the PNG, next to the CSV file."""
+    """Draw a column of axes per network and layout; return the PNG, next to the CSV file."""
     rows = read_rows(path, StepRow)
-    layouts = sorted({row.layout for row in rows})
-    figure = Figure(figsize=(6.4 * max(1, len(layouts)), 12), layout="constrained")
+    columns = list(dict.fromkeys((row.model, row.layout) for row in rows))
+    figure = Figure(figsize=(6.4 * max(1, len(columns)), 12), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(3, max(1, len(layouts)), squeeze=False, sharex=True)
-    for column, layout in enumerate(layouts):
-        of_layout = [row for row in rows if row.layout == layout]
+    grid = figure.subplots(3, max(1, len(columns)), squeeze=False, sharex=True)
+    for column, (model, layout) in enumerate(columns):
+        of_layout = [row for row in rows if (row.model, row.layout) == (model, layout)]
         _draw_times(grid[0][column], of_layout)
         for axes, (name, label, target, stretch) in zip(grid[1:, column], _RATIOS, strict=True):
             _draw_ratio(axes, of_layout, name, label)
@@ -91,7 +91,7 @@ def _draw_times(axes: Axes, rows: Sequence[StepRow]) -> None:
             named.append(f"{arm}: " + (never if at is None else f"d = {at:.2f}"))
             if at is not None:
                 axes.axvline(at, color=_COLOURS[arm], linewidth=0.8, linestyle=":")
-    title = rows[0].layout
+    title = f"{rows[0].model} {rows[0].layout}"
     axes.set_title(f"{title}; break-even of sparse with {', '.join(named)}" if named else title)
     axes.title.set_fontsize(9)
     axes.set_ylabel("training step (ms, median)")
@@ -117,7 +117,7 @@ def _draw_ratio(axes: Axes, rows: Sequence[StepRow], name: str, label: str) -> N
 
 def _title(row: StepRow) -> str:
     return (
-        f"{row.model}, batch {row.batch}, {row.dtype}, {row.cpu} ({row.threads} threads),"
+        f"batch {row.batch}, {row.dtype}, {row.cpu} ({row.threads} threads),"
         f" torch {row.torch}, dcx_kernels {row.dcx_kernels} ({row.commit}), {row.date}"
     )
 

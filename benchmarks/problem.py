@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import dcx_kernels as dcx
 from dcx_kernels import models
+from dcx_kernels.graph.walk import Residual
 
 __all__ = ["LAYOUTS", "Problem", "SetStream", "Structure", "Widths", "equal_widths", "vary_widths"]
 
@@ -19,16 +21,23 @@ Widths = dict[str, int]
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 SPREAD = 0.4  # of the varying regime
 
+# As many layers as their namesakes and next to nothing to compute: a step costs what the host does.
+HOST_NETWORKS = {
+    "densenet121-host": lambda: torchvision.models.DenseNet(4, (6, 12, 24, 16), 8, num_classes=10),
+}
+
 
 @dataclass(frozen=True)
 class Problem:
     """One configuration of the benchmark.
 
     Args:
-        model: name of a function in `dcx_kernels.models`.
-        width: factor on its channel counts.
-        density: kept fraction of every layer.
+        model: name of a function in `dcx_kernels.models`, of one in torchvision, or of
+            `HOST_NETWORKS`.
+        width: factor on its channel counts (of ours).
+        density: kept fraction of every group.
         layout: "NCHW" or "NHWC".
+        residual: what `dcx.convert` does with channels that are added.
     """
 
     model: str
@@ -36,19 +45,25 @@ class Problem:
     density: float
     layout: str
     width: float = 1.0
+    residual: Residual = "keep"
     seed: int = 0
 
     @property
     def label(self) -> str:
-        """Name of the network, with its width factor if there is one."""
-        return self.model if self.width == 1.0 else f"{self.model}-x{self.width:g}"
+        """Name of the network, with width factor and residual policy where they are not usual."""
+        label = self.model if self.width == 1.0 else f"{self.model}-x{self.width:g}"
+        return label if self.residual == "keep" else f"{label}-{self.residual}"
 
     def network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Build the dense network; every call gives the same weights."""
         torch.manual_seed(self.seed)
-        build: Any = getattr(models, self.model)
-        network: nn.Module = build(width=self.width).to(dtype)
-        return network.train()
+        if self.model in HOST_NETWORKS:
+            network: nn.Module = HOST_NETWORKS[self.model]()
+        elif self.model in models.MODELS:
+            network = models.build(self.model, num_classes=10, width=self.width)
+        else:
+            network = torchvision.models.get_model(self.model, num_classes=10)
+        return network.to(dtype).train()
 
     def data(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Return images and labels, the same every time."""
@@ -62,38 +77,69 @@ class Problem:
     ) -> dcx.ChannelModel:
         """Return the network converted for sparse or masked execution."""
         example = torch.zeros(1, 3, 32, 32, dtype=dtype)
-        return dcx.convert(self.network(dtype), example, execution=execution, saliency=saliency)
+        return dcx.convert(
+            self.network(dtype), example, self.residual, execution, saliency=saliency
+        )
+
+
+class Side(NamedTuple):
+    """Input or output of a layer: how many channels each group has there, and how many exist."""
+
+    groups: Mapping[str, int]
+    channels: int
+
+    def kept(self, fractions: Mapping[str, float]) -> float:
+        """Return the kept fraction of this side."""
+        gone = sum(count * (1 - fractions[name]) for name, count in self.groups.items())
+        return 1 - gone / self.channels
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Channels of the selectable groups, and which of them every layer's arithmetic depends on."""
+    """Channels of the selectable groups, and how every layer's arithmetic depends on them."""
 
     channels: Mapping[str, int]
-    layers: tuple[tuple[int, tuple[str, ...]], ...]
+    layers: tuple[tuple[int, tuple[Side, ...]], ...]
 
     @classmethod
     def of(cls, model: dcx.ChannelModel) -> Structure:
         """Read the structure off a converted model with all channels active."""
-        sides: dict[str, list[str]] = {}
+        found: dict[tuple[str, str], dict[str, int]] = {}
         for name, group in model.groups.items():
             for member in group.members if group.selectable else ():
-                if member.role != "norm":
-                    sides.setdefault(member.module, []).append(name)
-        layers = dcx.cost(model).layers
+                side = "in" if member.role == "consumer" else "out"
+                found.setdefault((member.module, side), {})[name] = len(member.positions)
+        layers = [layer for layer in dcx.cost(model).layers if layer.macs]
+        sides = (
+            tuple(
+                Side(found[layer.name, side], max(1, whole // _inner(model, layer.name, side)))
+                for side, whole in (("in", layer.in_active), ("out", layer.out_active))
+                if (layer.name, side) in found
+            )
+            for layer in layers
+        )
         return cls(
             {name: g.num_channels for name, g in model.groups.items() if g.selectable},
-            tuple((layer.macs, tuple(sides.get(layer.name, ()))) for layer in layers if layer.macs),
+            tuple(zip((layer.macs for layer in layers), sides, strict=True)),
         )
 
     def macs(self, widths: Mapping[str, int]) -> int:
-        """Count the multiply-accumulates of one image's forward at the given widths."""
-        total = 0
-        for macs, groups in self.layers:
-            for group in groups:
-                macs = macs * widths[group] // self.channels[group]
+        """Count the multiply-accumulates of one image's forward at the given widths.
+
+        Where a sum has the union of its terms' channels the count is an upper bound.
+        """
+        fractions = {name: widths[name] / count for name, count in self.channels.items()}
+        total = 0.0
+        for macs, sides in self.layers:
+            for side in sides:
+                macs = macs * side.kept(fractions)
             total += macs
-        return total
+        return round(total)
+
+
+def _inner(model: dcx.ChannelModel, module: str, side: str) -> int:
+    axes = model.structure.axes[module]
+    return (axes.in_ if side == "in" else axes.out).inner
 
 
 def equal_widths(structure: Structure, density: float) -> Widths:

@@ -44,25 +44,25 @@ def _key(row: StepRow) -> str:
     return (
         f"{row.cpu}, {row.cores} cores, {row.threads} threads, {row.instructions} | {row.system},"
         f" python {row.python}, torch {row.torch}, dcx_kernels {row.dcx_kernels}"
-        f" ({row.commit}{state}) | {row.dtype}, batch {row.batch}, {row.model} | {row.date}"
+        f" ({row.commit}{state}) | {row.dtype}, batch {row.batch} | {row.date}"
     )
 
 
-def _blocks(rows: Sequence[StepRow]) -> dict[tuple[str, float], Block]:
-    blocks: dict[tuple[str, float], Block] = {}
+def _blocks(rows: Sequence[StepRow]) -> dict[tuple[str, str, float], Block]:
+    blocks: dict[tuple[str, str, float], Block] = {}
     for row in rows:
-        blocks.setdefault((row.layout, row.density), {})[row.arm, row.regime] = row
+        blocks.setdefault((row.model, row.layout, row.density), {})[row.arm, row.regime] = row
     return blocks
 
 
 def _times(rows: Sequence[StepRow]) -> Table:
     table = Table(title="Step time: median (p99) in ms, and ratios")
-    for column in ("layout", "density", "regime"):
+    for column in ("network", "layout", "density", "regime"):
         table.add_column(column)
     columns = ("dense", "mask", "thin", "sparse", "sparse/thin", "mask/sparse", "dense/sparse")
     for column in (*columns, "against fixed", "saved/thin", "activations", "off grid"):
         table.add_column(column, justify="right")
-    for (layout, density), block in _blocks(rows).items():
+    for (model, layout, density), block in _blocks(rows).items():
         for regime in ("fixed", "varying"):
             sparse, thin = block.get(("sparse", regime)), block.get(("thin", regime))
             if sparse is None and thin is None:
@@ -70,7 +70,7 @@ def _times(rows: Sequence[StepRow]) -> Table:
             off_grid = sparse or thin
             assert off_grid is not None
             table.add_row(
-                layout, f"{density:g}", regime,
+                model, layout, f"{density:g}", regime,
                 _ms(block.get(("dense", "any"))), _ms(block.get(("mask", "any"))),
                 _ms(thin), _ms(sparse),
                 *(_number(sparse, name) for name in (
@@ -84,17 +84,17 @@ def _times(rows: Sequence[StepRow]) -> Table:
 
 def _accounting(rows: Sequence[StepRow]) -> Table:
     table = Table(title="Sparse minus thin, in percent of the thin step")
-    for column in ("layout", "density", "regime"):
+    for column in ("network", "layout", "density", "regime"):
         table.add_column(column)
     for column in (*PHASES, "rest", "total"):
         table.add_column(column, justify="right")
-    for (layout, density), block in _blocks(rows).items():
+    for (model, layout, density), block in _blocks(rows).items():
         for regime in ("fixed", "varying"):
             sparse, thin = block.get(("sparse", regime)), block.get(("thin", regime))
             if sparse is not None and thin is not None:
                 shares = phase_shares(sparse, thin)
                 values = (f"{share:+.1f}" for share in shares.values())
-                table.add_row(layout, f"{density:g}", regime, *values)
+                table.add_row(model, layout, f"{density:g}", regime, *values)
     return table
 
 

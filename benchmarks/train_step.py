@@ -1,11 +1,13 @@
 """Time of one training step: dense, mask, thin and sparse side by side, both regimes.
 
-One block per layout and density: the correctness gate, then every arm interleaved with every other.
+One block per network, residual policy, layout and density: the correctness gate, then every arm
+interleaved with every other.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -25,6 +27,7 @@ from benchmarks.table import print_tables
 __all__ = ["Gate", "add_ratios", "main", "measure_block"]
 
 REGIMES = ("fixed", "varying")
+POLICIES = ("keep", "tie", "union")
 DENSITIES = "0.2,0.25,0.3,0.4,0.5,0.6,0.75,0.9,1.0"
 
 Gate = Callable[[Problem, Sequence[Sets]], None]
@@ -180,15 +183,17 @@ def _activations(row: StepRow | None) -> int | None:
 
 
 def _problems(options: argparse.Namespace) -> Iterator[Problem]:
-    for layout in options.layouts:
-        for density in options.densities:
-            yield Problem(options.model, options.batch, density, layout, options.width)
+    for model, residual, layout, density in itertools.product(
+        options.models, options.residual, options.layouts, options.densities
+    ):
+        yield Problem(model, options.batch, density, layout, options.width, residual)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     add = parser.add_argument
-    add("--model", default="vgg19", choices=["vgg16", "vgg19"], help="default: vgg19")
+    add("--models", type=_list, default="vgg19", help="ours or torchvision's, default vgg19")
+    add("--residual", type=_names(POLICIES), default="keep", help="keep, tie, union; default keep")
     add("--width", type=float, default=1.0, help="factor on its channels, default 1")
     add("--batch", type=int, default=32, help="images a step, default 32")
     add("--densities", type=_densities, default=DENSITIES, help=f"default {DENSITIES}")
@@ -203,6 +208,10 @@ def _parser() -> argparse.ArgumentParser:
     out = Path("benchmarks/results/train_step_cpu.csv")
     add("--out", type=Path, default=out, help=f"default {out}; the plot goes next to it")
     return parser
+
+
+def _list(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _densities(text: str) -> list[float]:
