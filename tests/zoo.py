@@ -143,7 +143,7 @@ _TIMM_GROUPED = (
 )
 # 64x64 leaves so few values per channel that even the masked network, given an image that differs
 # by one rounding, differs by more than the tolerance after three steps
-_TIMM_SIZES = {"fbnetc_100": 96, "mobileone_s0": 96, "selecsls42": 96, "inception_v4": 96}
+_TIMM_SIZES = {"fbnetc_100": 96, "mobileone_s0": 96, "selecsls42": 96}
 _TIMM_NAMES = """
 test_resnet test_efficientnet test_byobnet test_nfnet test_convnext test_convnext2 test_convnext3
 test_efficientnet_gn test_efficientnet_evos test_efficientnet_ln test_mambaout darknet17
@@ -152,7 +152,7 @@ ese_vovnet19b_slim_dw resnet10t resnet18d ecaresnet26t seresnext26d_32x4d resnet
 gcresnet33ts mixnet_s tinynet_e efficientnet_lite0 tf_efficientnet_b0 tf_mixnet_s mnasnet_050
 semnasnet_075 fbnetc_100 mobilenetv1_100 mobilenetv4_conv_small_035 lcnet_035
 mobilenetv3_small_050 fasternet_t0 ghostnet_050 ghostnetv2_100 ghostnetv3_050 hardcorenas_a
-hgnet_tiny hgnetv2_b0 hrnet_w18_small inception_next_atto inception_v4 legacy_seresnet18
+hgnet_tiny hgnetv2_b0 hrnet_w18_small inception_next_atto legacy_seresnet18
 legacy_seresnext26_32x4d legacy_xception rdnet_tiny regnetx_002 regnety_002 regnetz_005
 repghostnet_050 repvit_m0_9 repvgg_a0 mobileone_s0 gernet_s res2net50d res2next50 resnest14d
 resnetv2_18 resnetv2_50d_gn rexnet_100 rexnetr_100 selecsls42 shvit_s1 skresnet18 starnet_s050

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx, nn
 
 from dcx_kernels.graph.edit import add_helper, edited, flatten
@@ -17,7 +18,7 @@ from dcx_kernels.nn._channels import ChannelLayer
 from dcx_kernels.nn._forward import Forward, Operands
 from dcx_kernels.nn._saliency import Reduction, SaliencyMeter
 from dcx_kernels.nn.prelu import SparseChannelPReLU
-from dcx_kernels.ops.slot import ParameterSlot
+from dcx_kernels.ops.slot import ParameterSlot, pack_vectors
 
 __all__ = ["SparseExecution"]
 
@@ -92,6 +93,9 @@ class SparseExecution:
 
     def operands(self, x: Tensor) -> dict[str, Operands]:
         """Make packed leaves and probes of all layers."""
+        if torch.is_grad_enabled():
+            layers = self._layers.values()
+            pack_vectors(slot for layer in layers for slot in layer.slots().values())
         return {name: layer.make_operands(x) for name, layer in self._layers.items()}
 
     def around_forward(self, model: nn.Module) -> None:

@@ -12,7 +12,7 @@ fault every 4 kB.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,14 @@ from dcx_kernels.errors import expected
 from dcx_kernels.kernels import reference
 from dcx_kernels.ops.grouping import active_groups
 
-__all__ = ["CompactGrad", "PackedLeaf", "ParameterSlot", "SliceRows", "parameter_slots"]
+__all__ = [
+    "CompactGrad",
+    "PackedLeaf",
+    "ParameterSlot",
+    "SliceRows",
+    "pack_vectors",
+    "parameter_slots",
+]
 
 
 class CompactGrad(NamedTuple):
@@ -133,24 +140,37 @@ class ParameterSlot:
             what = "model.grads = 'dense' before the optimizer is made, under"
             got = "compact gradients, which it does not reduce"
             raise ValueError(expected(f"{what} DistributedDataParallel", got))
-        version = (self.parameter._version, self.parameter.data_ptr())
-        for index, leaf in enumerate(self._leaves):
-            same = leaf.out_active is self.out_active and leaf.in_active is self.in_active
-            if same and leaf.version == version:
-                if leaf.generation != self._generation:  # used again: zero_grad must keep it
-                    self._leaves[index] = leaf._replace(generation=self._generation)
-                return leaf.tensor
+        found = self._find()
+        if found is not None:
+            return found
         rows = self.rows()
         with torch.no_grad():
             if rows is None:
                 tensor = self.parameter.detach()
             else:
                 tensor = rows.gather(self._dense(), self._storage(rows)).detach()
+        return self._keep(tensor, rows)
+
+    def _find(self) -> Tensor | None:
+        """Return the leaf of the current sets, if it still holds what the parameter does."""
+        version = self._version()
+        for index, leaf in enumerate(self._leaves):
+            same = leaf.out_active is self.out_active and leaf.in_active is self.in_active
+            if same and leaf.version == version:
+                if leaf.generation != self._generation:  # used again: zero_grad must keep it
+                    self._leaves[index] = leaf._replace(generation=self._generation)
+                return leaf.tensor
+        return None
+
+    def _keep(self, tensor: Tensor, rows: SliceRows | None) -> Tensor:
         mark_any_length(tensor, *self._free_dims)
         tensor.requires_grad_(self.parameter.requires_grad)
         sets = (self.out_active, self.in_active)
-        self._leaves.append(PackedLeaf(tensor, *sets, rows, version, self._generation))
+        self._leaves.append(PackedLeaf(tensor, *sets, rows, self._version(), self._generation))
         return tensor
+
+    def _version(self) -> tuple[int, int]:
+        return self.parameter._version, self.parameter.data_ptr()
 
     def rows(
         self, out: ChannelSet | None = None, in_: ChannelSet | None = None, current: bool = True
@@ -255,7 +275,7 @@ class ParameterSlot:
         if not self.compact or len(with_grad) != 1:
             return None
         leaf = with_grad[0]
-        stale = leaf.version != (self.parameter._version, self.parameter.data_ptr())
+        stale = leaf.version != self._version()
         return None if stale else leaf
 
     def scale_(self, factor: Tensor) -> None:
@@ -304,6 +324,32 @@ def _fresh(
     slot = ParameterSlot(parameter, groups, inner, packable)
     slot.out_active, slot.in_active = out, in_
     return slot
+
+
+def pack_vectors(slots: Iterable[ParameterSlot]) -> None:
+    """Make the leaves of narrowed vectors that have none yet, all together: a few calls in all."""
+    alike: dict[object, list[ParameterSlot]] = {}
+    for slot in slots:
+        vector, active = slot.parameter, slot.out_active
+        narrow = vector.dim() == 1 and active is not None and not active.is_full
+        if slot.compact and narrow and slot._find() is None:
+            alike.setdefault((vector.device, vector.dtype), []).append(slot)
+    for together in alike.values():
+        if len(together) > 1:
+            _pack_alike(together)
+
+
+@torch.no_grad()
+def _pack_alike(slots: list[ParameterSlot]) -> None:
+    rows = [slot.rows() for slot in slots]
+    lists = [found.rows for found in rows if found is not None]
+    vectors = [slot.parameter.detach() for slot in slots]
+    index = reference.number_through(lists, [len(vector) for vector in vectors])
+    packed = reference.gather_vectors(vectors, index)
+    # copies: torch.compile guards where in a shared storage a view begins
+    parts = torch.split_with_sizes_copy(packed, [len(part) for part in lists])
+    for slot, part, found in zip(slots, parts, rows, strict=True):
+        slot._keep(part, found)
 
 
 def parameter_slots(module: nn.Module) -> Iterator[tuple[str, ParameterSlot]]:

@@ -269,7 +269,14 @@ def test_functional_forms_that_compute_something_else_are_kept() -> None:
     assert model.groups["a"].reason == "no rule for conv2d"
     eps = between(
         lambda m, x: F.batch_norm(
-            x, m.twin.running_mean, m.twin.running_var, m.twin.weight, m.twin.bias, False, 0.1, 0.7
+            x,
+            m.twin.running_mean,
+            m.twin.running_var,
+            m.twin.weight,
+            m.twin.bias,
+            m.training,
+            m.twin.momentum,
+            0.7,
         ),
         twin=nn.BatchNorm2d(7),
     )
