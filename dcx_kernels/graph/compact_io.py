@@ -19,6 +19,7 @@ from dcx_kernels.errors import CheckpointError, expected
 from dcx_kernels.graph.compact import compact as _compact
 from dcx_kernels.graph.compact import is_plain
 from dcx_kernels.graph.convert import convert
+from dcx_kernels.graph.loading import load_assign
 from dcx_kernels.graph.model import ChannelModel
 from dcx_kernels.graph.shrink import Widths, layer_widths, shrink_
 from dcx_kernels.graph.thin import ThinModule
@@ -99,7 +100,7 @@ def load_compact(path: str | Path, model: nn.Module, leaf_modules: LeafModules =
     thin = copy.deepcopy(model).to("meta")
     try:
         shrink_(thin, _widths_of(manifest))
-        thin.load_state_dict(state, assign=True)
+        load_assign(thin, state)
     except (ValueError, RuntimeError) as error:
         what = f"a thin {type(model).__name__}"
         raise CheckpointError(expected(what, f"another model: {error}", str(path))) from error
@@ -128,7 +129,7 @@ def _rebuild(
         chosen = {n: ChannelSet(indices, sizes[n]) for n, indices in manifest["active"].items()}
         converted.set_active(chosen)
         thin = _compact(converted)
-        thin.load_state_dict(state, assign=True)
+        load_assign(thin, state)
     except (ValueError, RuntimeError) as error:
         what = f"a thin {type(model).__name__}"
         raise CheckpointError(expected(what, f"another model: {error}", path)) from error

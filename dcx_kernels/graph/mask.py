@@ -51,13 +51,12 @@ class ChannelProbe(nn.Module):
         super().__init__()
         self.active: ChannelSet | None = None
         self.reduction: Reduction | None = None
-        self.copies = False  # whether what reads h overwrites it
         self.meter = SaliencyMeter(forward)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return h unchanged."""
         if self.reduction is not None and self.training and h.requires_grad:
-            feature = h.detach().clone() if self.copies else h.detach()
+            feature = h.detach().clone()  # what reads h may overwrite it
             pixels, active = feature.shape[2:].numel(), self.active
             assert self.meter.forward is not None
             number = self.meter.forward.number
@@ -112,7 +111,7 @@ class MaskExecution:
             probe = self._probes[name] = ChannelProbe(forward)
             helper = add_helper(root, "probe", probe)
             for graph in graphs.values():
-                probe.copies |= _insert_behind(root, graph, name, helper)
+                _insert_behind(graph, name, helper)
         layouts = [side for axes in structure.axes.values() for side in (axes.out, axes.in_)]
         self.sets = ActiveSets(structure, layouts + [f.layout for f in self._factors.values()])
         return graphs
@@ -184,23 +183,10 @@ class MaskExecution:
                 norm._buffers[vector] = original
 
 
-def _insert_behind(root: nn.Module, graph: fx.Graph, module: str, helper: str) -> bool:
-    """Let all readers of a module's output read the helper's; tell whether one overwrites it."""
-    overwritten = False
+def _insert_behind(graph: fx.Graph, module: str, helper: str) -> None:
+    """Let all readers of a module's output read the helper's."""
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == module:
-            overwritten |= any(_overwrites(root, user) for user in node.users)
             with graph.inserting_after(node):
                 new = graph.call_module(helper, (node,))
             node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
-    return overwritten
-
-
-def _overwrites(root: nn.Module, node: fx.Node) -> bool:
-    """Tell whether a node works in place; a ReLU changes only what it zeroes in dL/dh."""
-    if node.op == "call_module":
-        layer = root.get_submodule(str(node.target))
-        return bool(getattr(layer, "inplace", False)) and not isinstance(layer, nn.ReLU)
-    name = getattr(node.target, "__name__", str(node.target))
-    in_place = name.endswith("_") or name.startswith("i") or bool(node.kwargs.get("inplace"))
-    return in_place and "relu_" not in name

@@ -14,12 +14,13 @@ from dcx_kernels.errors import expected
 from dcx_kernels.graph.edit import compiled
 from dcx_kernels.graph.execution import Execution
 from dcx_kernels.graph.groups import ChannelGroup
+from dcx_kernels.graph.loading import load_assign
 from dcx_kernels.graph.saliency import group_saliency
 from dcx_kernels.graph.sets import ActiveSets, owned
 from dcx_kernels.graph.structure import Structure
 from dcx_kernels.nn._forward import Forward
 from dcx_kernels.nn._saliency import Reduction
-from dcx_kernels.ops.slot import CompactGrad, parameter_slots
+from dcx_kernels.ops.slot import CompactGrad, parameter_slots, slots_of
 
 __all__ = ["ChannelModel"]
 
@@ -198,7 +199,7 @@ class ChannelModel(nn.Module):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop gradients, compact ones and saliency too."""
         super().zero_grad(set_to_none)
-        for _, slot in parameter_slots(self):
+        for slot in slots_of(self):
             slot.zero_grad()
         self._forget_saliency()
 
@@ -217,7 +218,7 @@ class ChannelModel(nn.Module):
 
     def fill(self, skeleton: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """Give a skeleton the tensors of ``state``, this model's mode and unsaved buffers."""
-        skeleton.load_state_dict(state, assign=True)
+        load_assign(skeleton, state)
         for name, buffer in self.named_buffers():
             if name not in state:
                 owner, _, leaf = name.rpartition(".")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -34,9 +36,11 @@ class SparseExecution:
         """Put sparse layers in the place of dense ones, joints where compact tensors meet."""
         self._structure = structure
         self._layers: dict[str, ChannelLayer] = {}  # looking them up by name takes milliseconds
+        replaced: dict[nn.Module, ChannelLayer] = {}
         for name, axes in structure.axes.items():
-            new = self._layers[name] = _sparse(root.get_submodule(name), name, axes, forward)
-            _replace(root, name, new)
+            layer = root.get_submodule(name)
+            replaced[layer] = self._layers[name] = _sparse(layer, name, axes, forward)
+        _replace(root, replaced)
         made: dict[tuple[object, ...], str] = {}
 
         def edit(
@@ -125,10 +129,9 @@ def _sparse(layer: nn.Module, name: str, axes: Axes, forward: Forward) -> Channe
     return new
 
 
-def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
-    """Replace a module under all its names."""
-    old = root.get_submodule(name)
+def _replace(root: nn.Module, new: Mapping[nn.Module, ChannelLayer]) -> None:
+    """Replace modules under all their names."""
     for parent in list(root.modules()):
-        for child, module in list(parent._modules.items()):
-            if module is old:
-                parent._modules[child] = new
+        for child, module in parent._modules.items():
+            if module is not None and module in new:
+                parent._modules[child] = new[module]

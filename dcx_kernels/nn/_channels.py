@@ -56,11 +56,12 @@ class ChannelLayer(nn.Module):
         slot.set_active(self.out_active, self.in_active if takes_in else None)
 
     def take_sets(self, out: ChannelSet | None, in_: ChannelSet | None) -> None:
-        """Choose the channels of the next forward; the caller knows that the sets fit."""
+        """Choose the channels of the next forward; the caller knows that the sets fit.
+
+        It forgets the saliency, too: that of other layers goes with it.
+        """
         if out is self.out_active and in_ is self.in_active:
             return
-        if out is not self.out_active:
-            self.saliency_meter.reset()
         fields = self.__dict__  # past nn.Module's __setattr__, which costs more than all the rest
         fields["out_active"], fields["in_active"] = out, in_
         for name, slot in self._slots.items():

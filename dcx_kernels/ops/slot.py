@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ __all__ = [
     "SliceRows",
     "pack_vectors",
     "parameter_slots",
+    "slots_of",
 ]
 
 
@@ -192,7 +193,7 @@ class ParameterSlot:
         shape = list(self.parameter.shape)
         if out is not None:
             shape[0] = len(out)
-        if in_ is not None and len(shape) > 1:
+        if in_ is not None and groups:  # none exists of a depthwise filter without channels
             shape[1] = len(in_) // groups * self.inner
         return SliceRows(rows, row, tuple(shape))
 
@@ -347,7 +348,8 @@ def _pack_alike(slots: list[ParameterSlot]) -> None:
     index = reference.number_through(lists, [len(vector) for vector in vectors])
     packed = reference.gather_vectors(vectors, index)
     # copies: torch.compile guards where in a shared storage a view begins
-    parts = torch.split_with_sizes_copy(packed, [len(part) for part in lists])
+    sizes = [len(part) for part in lists]
+    parts: list[Tensor] = torch.ops.aten.split_with_sizes_copy(packed, sizes)
     for slot, part, found in zip(slots, parts, rows, strict=True):
         slot._keep(part, found)
 
@@ -355,7 +357,13 @@ def _pack_alike(slots: list[ParameterSlot]) -> None:
 def parameter_slots(module: nn.Module) -> Iterator[tuple[str, ParameterSlot]]:
     """Yield (parameter name, slot) of every module below ``module`` that has ``slots()``."""
     for name, child in module.named_modules():
-        slots = getattr(child, "slots", None)
-        if callable(slots):
-            for parameter, slot in slots().items():
+        if hasattr(type(child), "slots"):
+            for parameter, slot in cast(Any, child).slots().items():
                 yield f"{name}.{parameter}" if name else parameter, slot
+
+
+def slots_of(module: nn.Module) -> Iterator[ParameterSlot]:
+    """Yield what `parameter_slots` does without the names: several times as fast."""
+    for child in module.modules():
+        if hasattr(type(child), "slots"):
+            yield from cast(Any, child).slots().values()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dcx_kernels.errors import expected
-from dcx_kernels.ops.slot import CompactGrad, ParameterSlot, parameter_slots
+from dcx_kernels.ops.slot import CompactGrad, ParameterSlot, slots_of
 from dcx_kernels.optim._task import Scratch, SliceTask
 from dcx_kernels.optim._vectors import VectorTasks, vectors_alike
 
@@ -122,7 +122,7 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
     # --- whose gradients they are -----------------------------------------------------------------
 
     def _slots(self) -> dict[Tensor, ParameterSlot]:
-        return {slot.parameter: slot for _, slot in parameter_slots(self._model)}
+        return {slot.parameter: slot for slot in slots_of(self._model)}
 
     def _adopt(self, slots: dict[Tensor, ParameterSlot]) -> None:
         """Ask the layers of all slots for compact gradients, and own those of our parameters."""

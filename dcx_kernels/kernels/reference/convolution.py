@@ -105,7 +105,9 @@ def channel_conv2d_wgrad(
 ) -> Tensor:
     """Return dw (k, c / G_act, R, S) of the active slice."""
     if x.shape[1] == 0 or dy.shape[1] == 0:
-        return x.new_zeros((dy.shape[1], x.shape[1] // max(1, active_groups), *kernel_size))
+        return x.new_zeros(
+            (dy.shape[1], x.shape[1] // active_groups if active_groups else 1, *kernel_size)
+        )
     shape = (dy.shape[1], x.shape[1] // active_groups, *kernel_size)
     weight = x.new_empty(shape)  # only its shape is read; a stride of 0 would be made contiguous
     args = (dy, x, weight, None, stride, padding, dilation, False, [0, 0], active_groups)

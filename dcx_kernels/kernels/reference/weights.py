@@ -42,6 +42,8 @@ def row_index(
     per_group = shape[1]
     if out_idx is None:
         out_idx = torch.arange(num_out, device=in_idx.device)
+    if in_idx.shape[0] == 0 or out_idx.shape[0] == 0:  # a slice of which no channel is active
+        return in_idx[:0], row // per_group
     if groups == 1:
         rows = out_idx.unsqueeze(1) * per_group + in_idx
     else:  # [G_act, k / G_act, 1] * C/G + [G_act, 1, c / G_act]
@@ -119,4 +121,6 @@ def _packed_shape(shape: Sequence[int], num_out: int, rows: Tensor, row: int) ->
     if len(shape) == 1:
         return (num_out,)
     rest = tuple(shape[2:])
+    if num_out == 0:  # a depthwise filter of no channel
+        return (0, shape[1], *rest)
     return (num_out, rows.shape[0] * row // (num_out * math.prod(rest)), *rest)
