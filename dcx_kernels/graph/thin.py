@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,88 +14,104 @@ from dcx_kernels.graph.edit import compiled, edited, flatten
 from dcx_kernels.graph.joints import places
 from dcx_kernels.graph.layout import Ids
 from dcx_kernels.graph.model import ChannelModel
-from dcx_kernels.graph.walk import Consume, Flatten, Join, Select, Step
+from dcx_kernels.graph.structure import Traced
+from dcx_kernels.graph.walk import Flatten, Join, Select, Step
 
 __all__ = ["ThinModule", "thin_graphs", "thin_module"]
 
 
 def thin_graphs(model: ChannelModel, layers: nn.Module) -> dict[bool, fx.Graph]:
-    """Return the graphs of the current selection; index lists become buffers of ``layers``.
+    """Return the graphs of the current selection; index lists become buffers of ``layers``."""
+    cut = _Cut(model, layers)
+    return {mode: cut.graph(traced) for mode, traced in model.structure.programs.items()}
+
+
+class _Cut:
+    """Writes what the steps do to fixed channels, in plain torch operations.
 
     A sum over the union of channels pads each term with one channel of zeros and selects from it:
     exporters understand that better than index_add. A layer whose channels are all gone works on
     one channel of zeros, because torch's refuse to work on none.
     """
-    sets = model.layer_sets
-    device = next(model.parameters()).device
-    known: dict[bytes, str] = {}
 
-    def index(graph: fx.Graph, values: Ids) -> fx.Node:
-        key = values.tobytes()
-        if key not in known:
-            known[key] = f"channel_index_{len(known)}"
-            layers.register_buffer(known[key], torch.from_numpy(values).to(device))
-        return graph.get_attr(known[key])
+    def __init__(self, model: ChannelModel, layers: nn.Module) -> None:
+        self._axes = model.structure.axes
+        self._sets = model.layer_sets
+        self._layers = layers
+        self._device = next(model.parameters()).device
+        self._buffers: dict[bytes, str] = {}
 
-    def padded(graph: fx.Graph, x: fx.Node, rank: int) -> fx.Node:
-        return graph.call_function(F.pad, (x, [0, 0] * (rank - 2) + [0, 1]))
+    def graph(self, traced: Traced) -> fx.Graph:
+        """Return one graph of the thin network."""
 
-    def place(graph: fx.Graph, x: fx.Node, term: Ids, out: Ids, rank: int) -> fx.Node:
-        here, on = sets.mask(term), sets.mask(out)
-        if here[on].all():
-            return x
-        from_ = np.where(here, places(sets, term), here.sum())[on]
-        pad = padded(graph, x, rank)
-        return graph.call_function(torch.index_select, (pad, 1, index(graph, from_)))
-
-    def edit_for(shapes: dict[str, tuple[int, ...]]) -> Callable[..., fx.Node | None]:
         def edit(
             graph: fx.Graph, node: fx.Node, step: Step, inputs: list[fx.Node]
         ) -> fx.Node | None:
             if isinstance(step, Flatten):
                 return flatten(graph, node, step, inputs)
-            if isinstance(step, Consume):
-                if not sets.mask(step.layout.ids).any():
-                    rank = len(shapes[node.name])
-                    node.replace_input_with(inputs[0], padded(graph, inputs[0], rank))
-                return None
+            if isinstance(step, Select):
+                return self._select(graph, inputs[0], step)
+            rank = len(traced.shapes[node.name])
             if isinstance(step, Join):
-                rank = len(shapes[step.terms[0][0].name])
                 terms = [
-                    place(graph, x, layout.ids, step.out.ids, rank)
+                    self._place(graph, x, layout.ids, step.out.ids, rank)
                     for x, (_, layout) in zip(inputs, step.terms, strict=True)
                 ]
                 return graph.call_function(torch.add, tuple(terms))
-            return _select(graph, step, inputs[0])
+            if not self._sets.mask(step.layout.ids).any():
+                node.replace_input_with(inputs[0], _padded(graph, inputs[0], rank))
+            return None
 
-        def _select(graph: fx.Graph, step: Select, x: fx.Node) -> fx.Node:
-            source = places(sets, step.layout.ids)
-            chosen = source[step.positions[sets.mask(step.out.ids)]]
-            count = int(sets.mask(step.layout.ids).sum())
-            if np.array_equal(chosen, np.arange(count)):
-                return x
-            if np.array_equal(chosen, np.arange(len(chosen)) + (chosen[:1].sum())):
-                return graph.call_function(torch.narrow, (x, 1, int(chosen[:1].sum()), len(chosen)))
-            return graph.call_function(torch.index_select, (x, 1, index(graph, chosen)))
-
-        return edit
-
-    def without_channels(graph: fx.Graph, shapes: dict[str, tuple[int, ...]]) -> fx.Graph:
+        graph = edited(traced, edit)
         for node in list(graph.nodes):
-            axes = model.structure.axes.get(str(node.target)) if node.op == "call_module" else None
-            if axes and axes.kind != "mixing" and not sets.mask(axes.out.ids).any():
-                with graph.inserting_before(node):
-                    x = padded(graph, node.args[0], len(shapes[node.name]))
-                node.args = (x,)
-                with graph.inserting_after(node):
-                    none = graph.call_function(torch.narrow, (node, 1, 0, 0))
-                node.replace_all_uses_with(none, lambda user, none=none: user is not none)
+            if node.op == "call_module" and self._works_on_nothing(str(node.target)):
+                _work_on_zeros(graph, node, len(traced.shapes[node.name]))
         return graph
 
-    return {
-        mode: without_channels(edited(traced, edit_for(traced.shapes)), traced.shapes)
-        for mode, traced in model.structure.programs.items()
-    }
+    def _select(self, graph: fx.Graph, x: fx.Node, step: Select) -> fx.Node:
+        """Slice where the channels follow each other, else index."""
+        chosen = places(self._sets, step.layout.ids)[step.positions[self._sets.mask(step.out.ids)]]
+        start = int(chosen[0]) if len(chosen) else 0
+        if not np.array_equal(chosen, np.arange(start, start + len(chosen))):
+            return graph.call_function(torch.index_select, (x, 1, self._index(graph, chosen)))
+        if len(chosen) == self._sets.mask(step.layout.ids).sum():
+            return x
+        return graph.call_function(torch.narrow, (x, 1, start, len(chosen)))
+
+    def _place(self, graph: fx.Graph, x: fx.Node, term: Ids, out: Ids, rank: int) -> fx.Node:
+        """Bring a term's channels to their places in the sum, zeros between them."""
+        here, on = self._sets.mask(term), self._sets.mask(out)
+        if here[on].all():
+            return x
+        from_ = np.where(here, places(self._sets, term), here.sum())[on]
+        padded = _padded(graph, x, rank)
+        return graph.call_function(torch.index_select, (padded, 1, self._index(graph, from_)))
+
+    def _index(self, graph: fx.Graph, values: Ids) -> fx.Node:
+        key = values.tobytes()
+        if key not in self._buffers:
+            self._buffers[key] = f"channel_index_{len(self._buffers)}"
+            values_here = torch.from_numpy(values).to(self._device)
+            self._layers.register_buffer(self._buffers[key], values_here)
+        return graph.get_attr(self._buffers[key])
+
+    def _works_on_nothing(self, layer: str) -> bool:
+        axes = self._axes.get(layer)
+        return (
+            axes is not None and axes.kind != "mixing" and not self._sets.mask(axes.out.ids).any()
+        )
+
+
+def _padded(graph: fx.Graph, x: fx.Node, rank: int) -> fx.Node:
+    return graph.call_function(F.pad, (x, [0, 0] * (rank - 2) + [0, 1]))
+
+
+def _work_on_zeros(graph: fx.Graph, node: fx.Node, rank: int) -> None:
+    with graph.inserting_before(node):
+        node.args = (_padded(graph, node.all_input_nodes[0], rank),)
+    with graph.inserting_after(node):
+        none = graph.call_function(torch.narrow, (node, 1, 0, 0))
+    node.replace_all_uses_with(none, lambda user: user is not none)
 
 
 def thin_module(layers: nn.Module, graphs: dict[bool, fx.Graph], name: str) -> nn.Module:
