@@ -107,7 +107,7 @@ TORCHVISION: dict[str, Case] = {
     "resnet50": Case(_torchvision("resnet50")),
     "resnext50_32x4d": Case(_torchvision("resnext50_32x4d"), grouped=True),
     "wide_resnet50_2": Case(_torchvision("wide_resnet50_2")),
-    "densenet121": Case(_torchvision("densenet121", growth_rate=8, num_init_features=16)),
+    "densenet121": Case(_torchvision("densenet121")),
     "googlenet": Case(_torchvision("googlenet", init_weights=False), size=96),
     "inception_v3": Case(_torchvision("inception_v3", init_weights=False, aux_logits=False), 128),
     "squeezenet1_0": Case(_torchvision("squeezenet1_0")),

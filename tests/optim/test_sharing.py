@@ -133,3 +133,27 @@ def test_param_groups_show_packed_leaves_while_they_hold_gradients() -> None:
     optimizer.step()
     assert all(a is b for a, b in zip(group["params"], parameters, strict=True))
     assert len(optimizer.param_groups[0]["params"]) == len(parameters)
+
+
+def test_vectors_that_join_later_start_their_momentum_then() -> None:
+    """With dampening a first gradient counts in full: also of a norm that was frozen before."""
+    dense, x, t = batch("vgg19")
+    settings = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+    results = []
+    for execution in ("sparse", "mask"):
+        model = dcx.convert(dense, x, execution=execution)
+        make = dcx.optim.SGD if execution == "sparse" else _torch_sgd
+        optimizer = make(model, **settings)
+        norm = model.get_submodule("features.1")
+        for frozen in (True, False, False):
+            for parameter in norm.parameters():
+                parameter.requires_grad_(not frozen)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), t).backward()
+            optimizer.step()
+        results.append(model.state_dict())
+    assert_gradients_close(*results)
+
+
+def _torch_sgd(model: nn.Module, **settings: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), **settings)
