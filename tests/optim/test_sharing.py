@@ -140,8 +140,10 @@ def test_vectors_that_join_later_start_their_momentum_then() -> None:
     dense, x, t = batch("vgg19")
     settings = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
     results = []
+    sets = random_sets(dcx.convert(dense, x))
     for execution in ("sparse", "mask"):
         model = dcx.convert(dense, x, execution=execution)
+        model.set_active(sets)
         make = dcx.optim.SGD if execution == "sparse" else _torch_sgd
         optimizer = make(model, **settings)
         norm = model.get_submodule("features.1")
