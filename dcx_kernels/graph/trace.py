@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from dcx_kernels.errors import expected
 from dcx_kernels.graph.functional import call_modules
 
 __all__ = ["LEAF_MODULES", "LeafModules", "Program", "trace"]
@@ -62,11 +63,15 @@ def trace(
             ``torch.nn`` and `LEAF_MODULES`.
 
     Raises:
-        ValueError: if the model cannot be traced, or has hooks that a graph would lose; the message
-            names the module and says what to do.
+        ValueError: if the model cannot be traced or cannot run the inputs, or has hooks that a graph
+            would lose; the message names the module and says what to do.
+        TypeError: if an input is not a tensor.
     """
     tracer = _Tracer([*LEAF_MODULES, *leaf_modules])
     _refuse_lost_hooks(model, tracer)
+    for x in inputs:
+        if not isinstance(x, Tensor):
+            raise TypeError(expected("tensors as example inputs", type(x).__name__, "convert"))
     graphs = {mode: _trace_one(model, mode, tracer) for mode in (True, False)}
     call_modules(model, graphs)
     return {mode: _measured(model, graph, inputs) for mode, graph in graphs.items()}
@@ -132,6 +137,7 @@ class _ShapeRecorder(fx.Interpreter):
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, garbage_collect_values=True, graph=graph)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.at = type(model).__name__  # the layer under way, for errors
         self.pixels: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -146,6 +152,7 @@ class _ShapeRecorder(fx.Interpreter):
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.at = str(target)
         if isinstance(self.fetch_attr(target), nn.BatchNorm2d) and args:
             return args[0]  # of the same shape; computing it takes longer than all other shapes
         return super().call_module(target, args, kwargs)
@@ -156,8 +163,13 @@ def _measured(model: nn.Module, graph: fx.Graph, inputs: Sequence[Tensor]) -> Pr
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with _mode(model, False), fake, torch.no_grad():  # in training a norm refuses single values
         images = [fake.from_tensor(x) for x in inputs]
-        with counter:
-            recorder.run(*images)
+        try:
+            with counter:
+                recorder.run(*images)
+        except Exception as error:
+            what = f"example inputs that {type(model).__name__} can run"
+            got = f"shapes {[tuple(x.shape) for x in inputs]}: {str(error).splitlines()[0]}"
+            raise ValueError(expected(what, got, recorder.at)) from error
     samples = max(1, inputs[0].shape[0] if inputs else 1)
     macs = counter.get_total_flops() // 2 // samples
     return Program(graph, recorder.shapes, recorder.pixels, macs)

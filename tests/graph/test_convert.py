@@ -204,6 +204,16 @@ class TestErrors:
         with pytest.raises(ValueError, match="residual 'keep', 'tie' or 'union', got 'cut'"):
             dcx.convert(vgg19(width=1 / 16), IMAGE, residual="cut")  # type: ignore[arg-type]
 
+    def test_example_inputs_that_do_not_fit(self) -> None:
+        for wrong, message in (
+            (torch.zeros(2, 4, 32, 32), r"features\.0: expected example inputs .*\(2, 4, 32, 32\)"),
+            (torch.zeros(2, 3, 8, 8), r"expected example inputs .*\(2, 3, 8, 8\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                dcx.convert(vgg19(width=1 / 16), wrong)
+        with pytest.raises(TypeError, match="expected tensors as example inputs, got str"):
+            dcx.convert(vgg19(width=1 / 16), "image")  # type: ignore[arg-type]
+
     def test_converted_twice(self, model: dcx.ChannelModel) -> None:
         with pytest.raises(TypeError, match=r"expected a dense torch.nn.Module, got ChannelModel"):
             dcx.convert(model, IMAGE)
