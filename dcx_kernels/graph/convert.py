@@ -54,9 +54,9 @@ def convert(
             keeps whole.
 
     Raises:
-        ValueError: on unknown options, a model that cannot be traced, or one whose containers
-            have hooks.
-        TypeError: if the model is converted already or is not a module.
+        ValueError: on unknown options, a model that cannot be traced or cannot run the example
+            inputs, or one whose containers have hooks.
+        TypeError: if the model is converted already or is not a module, or an input no tensor.
     """
     if isinstance(model, ChannelModel) or not isinstance(model, nn.Module):
         raise TypeError(expected("a dense torch.nn.Module", type(model).__name__, "convert"))

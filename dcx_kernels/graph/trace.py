@@ -63,8 +63,8 @@ def trace(
             ``torch.nn`` and `LEAF_MODULES`.
 
     Raises:
-        ValueError: if the model cannot be traced or cannot run the inputs, or has hooks that a graph
-            would lose; the message names the module and says what to do.
+        ValueError: if the model cannot be traced or cannot run the inputs, or has hooks that a
+            graph would lose; the message names the module and says what to do.
         TypeError: if an input is not a tensor.
     """
     tracer = _Tracer([*LEAF_MODULES, *leaf_modules])
