@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 import dcx_kernels as dcx
-from dcx_kernels import models
 from dcx_kernels.graph.walk import Residual
+from dcx_kernels.recipes.networks import build_network
 
 __all__ = ["LAYOUTS", "Problem", "SetStream", "Structure", "Widths", "equal_widths", "vary_widths"]
 
@@ -59,10 +59,8 @@ class Problem:
         torch.manual_seed(self.seed)
         if self.model in HOST_NETWORKS:
             network: nn.Module = HOST_NETWORKS[self.model]()
-        elif self.model in models.MODELS:
-            network = models.build(self.model, num_classes=10, width=self.width)
         else:
-            network = torchvision.models.get_model(self.model, num_classes=10)
+            network = build_network(self.model, 10, self.width)
         return network.to(dtype).train()
 
     def data(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from dcx_kernels.graph.walk import Join, Select
 from dcx_kernels.ops.gather import GatherChannelsFunction
 from dcx_kernels.ops.union_add import union_add
 
-__all__ = ["ChannelSelect", "ChannelUnionAdd", "Joint", "make_joint", "places"]
+__all__ = ["ChannelSelect", "ChannelUnionAdd", "Joint", "make_joint", "places", "selection"]
 
 
 class Joint(Protocol):
@@ -31,6 +31,17 @@ class Joint(Protocol):
 def places(sets: ActiveSets, whole: Ids) -> Ids:
     """Return the place of every channel of ``whole`` in its compact tensor (if it is there)."""
     return np.cumsum(sets.mask(whole)) - 1
+
+
+def selection(sets: ActiveSets, source: Ids, positions: Ids, out: Ids) -> tuple[Ids, int | None]:
+    """Return which channels of a compact source follow each other in a `Select`'s output.
+
+    And, where they form one run, where it starts.
+    """
+    index = places(sets, source)[positions[sets.mask(out)]]
+    start = int(index[0]) if len(index) else 0
+    run = np.array_equal(index, np.arange(start, start + len(index)))
+    return index, start if run else None
 
 
 class ChannelUnionAdd(nn.Module):
@@ -74,9 +85,7 @@ class ChannelSelect(nn.Module):
 
     def lists(self, sets: ActiveSets) -> list[Ids]:
         """Return which channels of the source follow each other in the output."""
-        index = places(sets, self._source)[self._positions[sets.mask(self._out)]]
-        run = len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index)))
-        self.start = int(index[0]) if run else None
+        index, self.start = selection(sets, self._source, self._positions, self._out)
         return [index]
 
     def take(self, lists: list[Tensor]) -> None:

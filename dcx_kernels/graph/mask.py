@@ -84,6 +84,7 @@ class MaskExecution:
     ) -> dict[bool, fx.Graph]:
         """Insert factors where channels are mixed or summed, probes behind measuring layers."""
         self._structure = structure
+        self._layers = {name: root.get_submodule(name) for name in structure.axes}
         self._factors: dict[tuple[bytes, int], ChannelFactor] = {}
         self._probes: dict[str, ChannelProbe] = {}
         self._slots: dict[str, ParameterSlot] = {}
@@ -107,13 +108,12 @@ class MaskExecution:
             return None
 
         graphs = {mode: edited(traced, edit) for mode, traced in structure.programs.items()}
-        for name in dict.fromkeys(n for names in structure.measured.values() for n in names):
+        for name in structure.measuring:
             probe = self._probes[name] = ChannelProbe(forward)
             helper = add_helper(root, "probe", probe)
             for graph in graphs.values():
                 _insert_behind(graph, name, helper)
-        layouts = [side for axes in structure.axes.values() for side in (axes.out, axes.in_)]
-        self.sets = ActiveSets(structure, layouts + [f.layout for f in self._factors.values()])
+        self.sets = ActiveSets(structure, [f.layout for f in self._factors.values()])
         return graphs
 
     def apply(self, model: nn.Module, active: Sets) -> None:
@@ -122,12 +122,9 @@ class MaskExecution:
         for factor in self._factors.values():
             factor.active = self.sets[factor.layout]
         for name, probe in self._probes.items():
-            chosen = self.sets[self._structure.axes[name].out]
-            if chosen is not probe.active:
-                probe.active = chosen
-                probe.meter.reset()
+            probe.active = self.sets[self._structure.axes[name].out]
         for name, axes in self._structure.axes.items():
-            self._set_slots(model.get_submodule(name), name, axes)
+            self._set_slots(self._layers[name], name, axes)
 
     def _set_slots(self, layer: nn.Module, name: str, axes: Axes) -> None:
         for parameter_name, parameter in layer.named_parameters(recurse=False):
@@ -164,7 +161,7 @@ class MaskExecution:
         kept: list[tuple[nn.Module, str, Tensor, ChannelSet]] = []
         for name, axes in self._structure.axes.items():
             active = self.sets[axes.out] if axes.kind == "norm" else None
-            norm = model.get_submodule(name)
+            norm = self._layers[name]
             if not norm.training or active is None or active.is_full:
                 continue
             for vector in ("running_mean", "running_var"):

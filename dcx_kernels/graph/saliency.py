@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,47 +66,37 @@ def _shared(
     reduction: Reduction,
 ) -> dict[str, Tensor]:
     """Add up what all layers measured, over all channel numbers at once."""
-    layers = list(dict.fromkeys(n for group in groups for n in structure.measured[group]))
-    layers = [name for name in layers if meters[name].signed is not None]
-    totals = _Totals(structure, sets, layers)
-    picks = {
-        g: torch.from_numpy(structure.channels[g][sets.mask(structure.channels[g])]) for g in groups
-    }
-    result = {}
+    layers = dict.fromkeys(name for group in groups for name in structure.measured[group])
+    measured = {name: meters[name] for name in layers if meters[name].signed is not None}
     if reduction == "batch":
-        found = [meters[name].signed for name in layers]
-        signed = totals.add([s for s in found if s is not None])
-        for group, pick in picks.items():
-            elements = _first(structure, meters, group).elements
-            result[group] = (signed[pick.to(signed.device)] / elements).abs()
-        return result
-    numbers = sorted({number for name in layers for number in meters[name].samples})
-    sums = {}
-    for number in numbers:
-        with_it = [name for name in layers if number in meters[name].samples]
-        part = _Totals(structure, sets, with_it)
-        sums[number] = part.add([meters[name].samples[number] for name in with_it])
-    for group, pick in picks.items():
-        mine = {number: total[:, pick.to(total.device)] for number, total in sums.items()}
-        result[group] = mean_over_samples(mine, _first(structure, meters, group).pixels)
+        signed = {name: meter.signed for name, meter in measured.items()}
+        sums = {0: _add_up(structure, sets, signed)}
+    else:
+        numbers = sorted({number for meter in measured.values() for number in meter.samples})
+        sums = {
+            number: _add_up(
+                structure, sets, {n: m.samples.get(number) for n, m in measured.items()}
+            )
+            for number in numbers
+        }
+    result = {}
+    for group in groups:
+        ids = structure.channels[group]
+        pick = torch.from_numpy(ids[sets.mask(ids)])
+        mine = {number: total[..., pick.to(total.device)] for number, total in sums.items()}
+        first = next(measured[name] for name in structure.measured[group] if name in measured)
+        if reduction == "batch":
+            result[group] = (mine[0] / first.elements).abs()
+        else:
+            result[group] = mean_over_samples(mine, first.pixels)
     return result
 
 
-class _Totals:
-    """Where each measured channel belongs among all channel numbers."""
-
-    def __init__(self, structure: Structure, sets: ActiveSets, layers: list[str]) -> None:
-        self._size = len(structure.free)
-        lists = [structure.axes[name].out.ids for name in layers]
-        self._index = [torch.from_numpy(ids[sets.mask(ids)]) for ids in lists]
-
-    def add(self, sums: list[Tensor]) -> Tensor:
-        """Add sums (..., k) of all layers: (..., number of channels)."""
-        together = torch.cat(sums, -1)
-        index = torch.cat(self._index).to(together.device)
-        zeros = together.new_zeros(*together.shape[:-1], self._size)
-        return zeros.index_add_(-1, index, together)
-
-
-def _first(structure: Structure, meters: Mapping[str, SaliencyMeter], group: str) -> SaliencyMeter:
-    return next(m for m in (meters[n] for n in structure.measured[group]) if m.signed is not None)
+def _add_up(structure: Structure, sets: ActiveSets, sums: Mapping[str, Tensor | None]) -> Tensor:
+    """Add sums (..., k) over the active channels of layers: (..., number of channels)."""
+    found = {name: signed for name, signed in sums.items() if signed is not None}
+    together = torch.cat(list(found.values()), -1)
+    lists = [structure.axes[name].out.ids for name in found]
+    index = torch.from_numpy(np.concatenate([ids[sets.mask(ids)] for ids in lists]))
+    zeros = together.new_zeros(*together.shape[:-1], len(structure.free))
+    return zeros.index_add_(-1, index.to(together.device), together)

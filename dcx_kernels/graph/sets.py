@@ -23,15 +23,17 @@ __all__ = ["ActiveSets", "owned", "upload"]
 
 
 class ActiveSets:
-    """The active set of every wanted layout of a network.
+    """The active set of every layer's axes; equal axes share one `ChannelSet`.
 
     Args:
         structure: the network.
-        layouts: axes whose sets are wanted; equal ones share one `ChannelSet`.
+        others: further layouts whose sets are wanted.
     """
 
-    def __init__(self, structure: Structure, layouts: Sequence[Layout]) -> None:
+    def __init__(self, structure: Structure, others: Sequence[Layout] = ()) -> None:
         self._structure = structure
+        layouts = [side for axes in structure.axes.values() for side in (axes.out, axes.in_)]
+        layouts += others
         self._start = {name: int(ids[0]) for name, ids in structure.channels.items()}
         groups = {ids.tobytes(): name for name, ids in structure.channels.items()}
         self._key = {layout: layout.ids.tobytes() for layout in layouts}

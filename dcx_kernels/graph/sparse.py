@@ -60,9 +60,8 @@ class SparseExecution:
         pool_by_mean(root, graphs)
         self._joints: list[Joint] = [getattr(root, name) for name in made.values()]
         steps = [step for traced in structure.programs.values() for step in traced.steps.values()]
-        layouts = [side for axes in structure.axes.values() for side in (axes.out, axes.in_)]
-        layouts += [step.out for step in steps if not isinstance(step, (Consume, Flatten))]
-        self.sets = ActiveSets(structure, layouts)
+        joined = [step.out for step in steps if not isinstance(step, (Consume, Flatten))]
+        self.sets = ActiveSets(structure, joined)
         return graphs
 
     def apply(self, model: nn.Module, active: Sets) -> None:
@@ -80,16 +79,12 @@ class SparseExecution:
 
     def measure(self, model: nn.Module, reduction: Reduction | None) -> None:
         """Switch the probe of each measuring layer."""
-        for name in self._measuring():
+        for name in self._structure.measuring:
             self._layers[name].saliency_reduction = reduction
 
     def meters(self, model: nn.Module) -> dict[str, SaliencyMeter]:
         """Return the meters of the measuring layers."""
-        return {name: self._layers[name].saliency_meter for name in self._measuring()}
-
-    def _measuring(self) -> dict[str, None]:
-        names = self._structure.measured.values()
-        return dict.fromkeys(name for layers in names for name in layers)
+        return {name: self._layers[name].saliency_meter for name in self._structure.measuring}
 
     def slots(self, model: nn.Module) -> dict[str, ParameterSlot]:
         """Sparse layers have their own."""

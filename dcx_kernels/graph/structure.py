@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +65,11 @@ class Structure:
     output_pixels: dict[str, int]
     macs: int
     policy: Policy
+
+    @cached_property
+    def measuring(self) -> list[str]:
+        """Every layer that measures the saliency of some group, once."""
+        return list(dict.fromkeys(name for names in self.measured.values() for name in names))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dcx_kernels.graph.edit import compiled, edited, flatten
-from dcx_kernels.graph.joints import places
+from dcx_kernels.graph.joints import places, selection
 from dcx_kernels.graph.layout import Ids
 from dcx_kernels.graph.model import ChannelModel
 from dcx_kernels.graph.structure import Traced
@@ -70,11 +70,11 @@ class _Cut:
 
     def _select(self, graph: fx.Graph, x: fx.Node, step: Select) -> fx.Node:
         """Slice where the channels follow each other, else index."""
-        chosen = places(self._sets, step.layout.ids)[step.positions[self._sets.mask(step.out.ids)]]
-        start = int(chosen[0]) if len(chosen) else 0
-        if not np.array_equal(chosen, np.arange(start, start + len(chosen))):
+        source = step.layout.ids
+        chosen, start = selection(self._sets, source, step.positions, step.out.ids)
+        if start is None:
             return graph.call_function(torch.index_select, (x, 1, self._index(graph, chosen)))
-        if len(chosen) == self._sets.mask(step.layout.ids).sum():
+        if len(chosen) == self._sets.mask(source).sum():
             return x
         return graph.call_function(torch.narrow, (x, 1, start, len(chosen)))
 

@@ -174,12 +174,17 @@ class Walk:
             for layout in _layouts(self.value(source)):
                 self.keep(layout, reason)
 
+    def unusual(self, node: fx.Node) -> Value:
+        """Keep what reaches a node in a form that its rule does not know."""
+        self.keep_inputs(node, f"channels reach {self.describe(node)} in an unusual way")
+        return None
+
     def tie(self, a: Layout, b: Layout, reason: str) -> Layout:
         """Make the channels of two layouts one; keep both full-width where that is impossible."""
         if a.inner != b.inner or not self.table.tie(a.ids, b.ids):
             self.keep(a, reason)
             self.keep(b, reason)
-        return Layout(self.table.resolve(a.ids), a.inner)
+        return self.layout_of(a)
 
     def layer(self, name: str, kind: Literal["mixing", "norm", "follower"], *sides: Layout) -> None:
         """Note the axes (out, in) of a layer; a shared one makes those of all its calls one."""

@@ -329,29 +329,29 @@ def _fresh(
 
 def pack_vectors(slots: Iterable[ParameterSlot]) -> None:
     """Make the leaves of narrowed vectors that have none yet, all together: a few calls in all."""
-    alike: dict[object, list[ParameterSlot]] = {}
+    alike: dict[object, list[tuple[ParameterSlot, SliceRows]]] = {}
     for slot in slots:
-        vector, active = slot.parameter, slot.out_active
-        narrow = vector.dim() == 1 and active is not None and not active.is_full
-        if slot.compact and narrow and slot._find() is None:
-            alike.setdefault((vector.device, vector.dtype), []).append(slot)
+        vector = slot.parameter
+        if slot.compact and vector.dim() == 1 and slot._find() is None:
+            rows = slot.rows()
+            if rows is not None:
+                alike.setdefault((vector.device, vector.dtype), []).append((slot, rows))
     for together in alike.values():
         if len(together) > 1:
             _pack_alike(together)
 
 
 @torch.no_grad()
-def _pack_alike(slots: list[ParameterSlot]) -> None:
-    rows = [slot.rows() for slot in slots]
-    lists = [found.rows for found in rows if found is not None]
-    vectors = [slot.parameter.detach() for slot in slots]
+def _pack_alike(together: list[tuple[ParameterSlot, SliceRows]]) -> None:
+    lists = [rows.rows for _, rows in together]
+    vectors = [slot.parameter.detach() for slot, _ in together]
     index = reference.number_through(lists, [len(vector) for vector in vectors])
     packed = reference.gather_vectors(vectors, index)
     # copies: torch.compile guards where in a shared storage a view begins
     sizes = [len(part) for part in lists]
     parts: list[Tensor] = torch.ops.aten.split_with_sizes_copy(packed, sizes)
-    for slot, part, found in zip(slots, parts, rows, strict=True):
-        slot._keep(part, found)
+    for (slot, rows), part in zip(together, parts, strict=True):
+        slot._keep(part, rows)
 
 
 def parameter_slots(module: nn.Module) -> Iterator[tuple[str, ParameterSlot]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZE = ["--width", "0.0625", "--density", "0.5", "--batch-size", "16", "--lr", "0.05"]
@@ -18,12 +17,8 @@ TINY = [*SIZE, "--procedure", "two-stage"]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads of tiny operators wait for each other: minutes instead of seconds if busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """Of every test here."""
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,7 @@ def per_channel(walk: Walk, node: fx.Node) -> Value:
     x = node.args[0] if node.args else node.kwargs.get("input")
     layout = walk.layout(x)
     if layout is None or any(walk.value(other) for other in node.all_input_nodes if other is not x):
-        walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-        return None
+        return walk.unusual(node)
     return layout
 
 
@@ -35,16 +34,6 @@ def _over_pixels(walk: Walk, node: fx.Node) -> Value:
     return None
 
 
-def _pad(walk: Walk, node: fx.Node) -> Value:
-    from dcx_kernels.graph.rules.reshape import pad_channels
-
-    x, pads = node.args[0], node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
-    shape = walk.shape(x)
-    if shape is not None and isinstance(pads, (list, tuple)) and len(pads) <= 2 * len(shape) - 4:
-        return per_channel(walk, node)
-    return pad_channels(walk, node, pads)
-
-
 _FUNCTIONS: list[Any] = [
     F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish,
     F.hardswish, F.hardsigmoid, F.hardtanh, F.sigmoid, F.tanh, F.softplus, F.dropout, F.dropout2d,
@@ -52,7 +41,7 @@ _FUNCTIONS: list[Any] = [
     torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.clamp, torch.abs,
 ]  # fmt: skip
 _METHODS = [
-    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp", "clamp_", "abs", "contiguous", "clone",
+    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp", "clamp_", "abs", "clone",
     "detach", "float", "half", "double", "to", "hardtanh_",
 ]  # fmt: skip
 _MODULES: list[type] = [
@@ -70,7 +59,6 @@ FUNCTIONS: dict[Any, Rule] = {
     torch.mean: _over_pixels,
     torch.sum: _over_pixels,
     torch.amax: _over_pixels,
-    F.pad: _pad,
     torch._C._nn.gelu: per_channel,
     torch._C._nn.avg_pool2d: per_channel,
 }

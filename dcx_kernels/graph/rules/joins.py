@@ -44,8 +44,7 @@ def _add(walk: Walk, node: fx.Node) -> Value:
     """Add: the residual policy decides."""
     operands, regular = _operands(walk, node)
     if not regular:
-        walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-        return None
+        return walk.unusual(node)
     layouts = [layout for _, layout in operands]
     if len(operands) < 2 or np.array_equal(layouts[0].ids, layouts[1].ids):
         return layouts[0] if layouts else None
@@ -70,8 +69,7 @@ def _multiply(walk: Walk, node: fx.Node) -> Value:
     """A gate for every channel (squeeze and excitation) exists where its channel does."""
     operands, regular = _operands(walk, node)
     if not regular:
-        walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-        return None
+        return walk.unusual(node)
     layouts = [layout for _, layout in operands]
     if len(layouts) < 2:
         return layouts[0] if layouts else None
@@ -85,8 +83,7 @@ def _with_number(walk: Walk, node: fx.Node) -> Value:
     operands, regular = _operands(walk, node)
     if regular and len(operands) == 1 and walk.layout(operands[0][0]) is not None:
         return operands[0][1]
-    walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-    return None
+    return walk.unusual(node)
 
 
 def _count(walk: Walk, node: fx.Node) -> Value:
@@ -94,8 +91,7 @@ def _count(walk: Walk, node: fx.Node) -> Value:
     counts = [value for value in map(walk.value, node.args) if value is not None]
     if len(counts) == 1 and isinstance(counts[0], Count):
         return counts[0]._replace(exact=False)
-    walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-    return None
+    return walk.unusual(node)
 
 
 def _arithmetic(rule: Rule) -> Rule:
@@ -117,8 +113,7 @@ def _expand_as(walk: Walk, node: fx.Node) -> Value:
     """A gate that is spread over the pixels of what it will multiply."""
     x, like = (walk.layout(argument) for argument in (*node.args, None)[:2])
     if x is None or like is None or len(x) != len(like):
-        walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-        return None
+        return walk.unusual(node)
     return walk.tie(x, like, "expanded to channels that it cannot be tied to")
 
 
@@ -150,7 +145,7 @@ _ADD = [operator.add, operator.iadd, torch.add]
 _MULTIPLY = [operator.mul, operator.imul, torch.mul]
 _NUMBER = [
     operator.sub, operator.isub, torch.sub, operator.truediv, operator.itruediv, torch.div,
-    operator.floordiv, operator.pow, torch.pow, operator.neg, torch.square, operator.mod,
+    operator.floordiv, operator.pow, torch.pow, operator.mod,
 ]  # fmt: skip
 
 FUNCTIONS: dict[Any, Rule] = {

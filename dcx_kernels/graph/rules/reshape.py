@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from dcx_kernels.graph.layout import ABSENT, Ids, Layout
 from dcx_kernels.graph.rules.elementwise import per_channel
 from dcx_kernels.graph.walk import Count, Flatten, Fold, Rule, Select, Sizes, Value, Walk
 
-__all__ = ["FUNCTIONS", "METHODS", "MODULES", "pad_channels", "sizes_of"]
+__all__ = ["FUNCTIONS", "METHODS", "MODULES", "sizes_of"]
 
 
 def _reshape(walk: Walk, node: fx.Node) -> Value:
@@ -28,8 +29,7 @@ def _reshape(walk: Walk, node: fx.Node) -> Value:
     if isinstance(value, Layout):
         value = walk.layout(source)
     if not isinstance(value, (Layout, Fold)) or before is None or after is None or not after:
-        walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-        return None
+        return walk.unusual(node)
     if isinstance(value, Layout) and after[:2] == before[:2]:
         return _apart(walk, node, value)
     spread = value.positions.ndim if isinstance(value, Fold) else 1
@@ -64,8 +64,7 @@ def _apart(walk: Walk, node: fx.Node, layout: Layout) -> Value:
             return layout
         walk.steps[node] = Flatten(source, layout, apart=True)
         return layout
-    walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-    return None
+    return walk.unusual(node)
 
 
 def sizes_of(node: fx.Node) -> tuple[Any, ...]:
@@ -87,8 +86,7 @@ def _around_channels(walk: Walk, node: fx.Node) -> Value:
     plain = bool(dims) and all(isinstance(d, int) and d not in (0, 1) for d in dims)
     if layout is not None and before and after and plain and after[:2] == before[:2]:
         return layout
-    walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-    return None
+    return walk.unusual(node)
 
 
 def _unfold(walk: Walk, node: fx.Node, fold: Fold, positions: Ids) -> Value:
@@ -158,8 +156,7 @@ def _chunk(walk: Walk, node: fx.Node) -> Value:
     dim = given.pop("dim", 0)
     (size,) = list(given.values()) or [None]
     if layout is None or shape is None or not isinstance(dim, int) or layout.inner != 1:
-        walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-        return None
+        return walk.unusual(node)
     if dim % len(shape) >= 2 and isinstance(size, int):
         return (layout,) * _parts(node, shape[dim % len(shape)], size)
     sizes: list[Any] = list(size) if isinstance(size, (list, tuple)) else []
@@ -168,8 +165,7 @@ def _chunk(walk: Walk, node: fx.Node) -> Value:
         sizes = [min(length, shape[1] - at) for at in range(0, shape[1], length)]
     known = all(isinstance(s, int) for s in sizes)
     if dim % len(shape) != 1 or not known or sum(sizes) != shape[1]:
-        walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-        return None
+        return walk.unusual(node)
     ends = np.cumsum(sizes)
     return tuple(Layout(layout.ids[end - s : end]) for s, end in zip(sizes, ends, strict=True))
 
@@ -188,8 +184,7 @@ def _getitem(walk: Walk, node: fx.Node) -> Value:
         return _part(walk, node, value, index)
     if isinstance(value, Layout):
         return _slice(walk, node, index)
-    walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
-    return None
+    return walk.unusual(node)
 
 
 def _item_of_sizes(walk: Walk, node: fx.Node, sizes: Sizes, index: Any) -> Value:
@@ -262,9 +257,9 @@ def _sizes(walk: Walk, node: fx.Node) -> Value:
     """x.size(), x.size(0), x.shape, x.dim(), x.device, x.dtype: only the channel count matters."""
     layout = walk.layout(node.args[0])
     attribute = node.args[1] if node.target is getattr else node.target
-    if layout is None or attribute in _WITHOUT_SIZES:
-        if layout is None:
-            walk.keep_inputs(node, f"channels reach {walk.describe(node)} in an unusual way")
+    if layout is None:
+        return walk.unusual(node)
+    if attribute in _WITHOUT_SIZES:
         return None
     if attribute == "size" and len(node.args) > 1:
         shape, dim = walk.shape(node.args[0]), node.args[1]
@@ -276,7 +271,16 @@ def _sizes(walk: Walk, node: fx.Node) -> Value:
     return None
 
 
-def pad_channels(walk: Walk, node: fx.Node, pads: Any) -> Value:
+def _pad(walk: Walk, node: fx.Node) -> Value:
+    """Pad pixels, or channels."""
+    x, pads = node.args[0], node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
+    shape = walk.shape(x)
+    if shape is not None and isinstance(pads, (list, tuple)) and len(pads) <= 2 * len(shape) - 4:
+        return per_channel(walk, node)
+    return _pad_channels(walk, node, pads)
+
+
+def _pad_channels(walk: Walk, node: fx.Node, pads: Any) -> Value:
     """Zero channels around others, as in the shortcuts of CIFAR ResNets; they are absent.
 
     A sum with them is a union; any other policy keeps what is padded full-width.
@@ -316,6 +320,7 @@ FUNCTIONS: dict[Any, Rule] = {
     torch.split: _chunk,
     operator.getitem: _getitem,
     getattr: _sizes,
+    F.pad: _pad,
 }
 METHODS: dict[str, Rule] = {
     **dict.fromkeys(["flatten", "view", "reshape", "unflatten"], _reshape),
