@@ -5,12 +5,23 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format type bench clean
+.PHONY: help demo test test-slow test-gpu lint format type bench bench-gpu clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dcx-installed
+
+# a GPU machine may be bare and offline: with PYTHON= given, the -gpu targets use it as it is
+ifneq ($(filter command environment,$(origin PYTHON)),)
+GPU_PYTHON := PYTHONPATH=. $(PYTHON)
+else
+GPU_PYTHON := $(BIN)/python
+GPU_STAMP := $(STAMP)
+endif
+ONLY ?=
+RESULTS ?= benchmarks/results
+COMMIT ?=
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -26,6 +37,9 @@ test: lint type ## lint, type-check, then every test that is neither slow nor ne
 test-slow: $(STAMP) ## the slow tests: whole networks, long runs
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+test-gpu: $(GPU_STAMP) ## on a GPU: kernel tests, sanitizer; ONLY=tests|sanitize, PYTHON=python3
+	$(GPU_PYTHON) -m benchmarks.gpu_tests --only "$(ONLY)"
+
 lint: $(STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,6 +54,9 @@ type: $(STAMP) ## mypy, strict
 bench: $(STAMP) ## measure operators and training steps; writes benchmarks/results/
 	$(BIN)/python -m pytest benchmarks --benchmark-only --ops-csv benchmarks/results/ops_cpu.csv
 	$(BIN)/python -m benchmarks.train_step --densities 0.25,0.3,0.5,0.75,1.0
+
+bench-gpu: $(GPU_STAMP) ## the same on a GPU; ONLY=ops|steps, PYTHON=python3, RESULTS=folder
+	$(GPU_PYTHON) -m benchmarks.gpu_bench --only "$(ONLY)" --out "$(RESULTS)" --commit "$(COMMIT)"
 
 clean: ## remove .venv, caches and build products (keeps runs/)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,1 +1,1 @@
-"""Benchmarks: operators (`test_ops`) and training steps (`train_step`), see CONTRIBUTING.md."""
+"""Benchmarks: operators, training steps, both on a GPU (`gpu_bench`); see CONTRIBUTING.md."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,9 @@ from benchmarks.harness import PhaseClock
 from benchmarks.problem import LAYOUTS, Problem, SetStream, Structure, Widths
 from dcx_kernels.train.memory import saved_bytes
 
-__all__ = ["ARMS", "HYPER", "DenseArm", "MaskArm", "SparseArm", "ThinArm", "TrainingArm"]
+__all__ = [
+    "ARMS", "HYPER", "CompiledArm", "DenseArm", "MaskArm", "SparseArm", "ThinArm", "TrainingArm",
+]  # fmt: skip
 
 HYPER: dict[str, Any] = {
     "lr": 0.01,
@@ -27,9 +31,14 @@ _THIN_WARMUP = 1  # compile the library's code for new widths, allocate momentum
 class TrainingArm:
     """A step of SGD on one batch; subclasses say what network and which sets.
 
+    Several steps may be prepared before they are run, in order.
+
     Attributes:
-        widths: of every selectable group in the latest step.
+        widths: of every selectable group in the step that was prepared last.
+        settings: environment variables under which it runs.
     """
+
+    settings: ClassVar[Mapping[str, str]] = {}
 
     name = ""
     regime = "any"
@@ -68,7 +77,8 @@ class TrainingArm:
         pass
 
     def _plain(self, model: nn.Module) -> None:
-        self.model = model.to(memory_format=LAYOUTS[self.problem.layout])  # type: ignore[call-overload]
+        form = LAYOUTS[self.problem.layout]
+        self.model = model.to(self.problem.device, memory_format=form)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(self.model.parameters(), fused=True, **HYPER)
 
     def macs(self) -> int:
@@ -99,7 +109,8 @@ class TrainingArm:
         return sum(packed.values())
 
     def _loss(self) -> Tensor:
-        return F.cross_entropy(self.model(self.images), self.labels)
+        with self.problem.autocast():
+            return F.cross_entropy(self.model(self.images), self.labels)
 
 
 class DenseArm(TrainingArm):
@@ -122,15 +133,16 @@ class MaskArm(TrainingArm):
         self.stream = stream
         self.masked = problem.converted("mask")
         self._plain(self.masked)
+        self._sets: deque[Any] = deque()
 
     def prepare(self) -> None:
         """Draw the sets."""
-        self._sets = self.stream.fresh()
+        self._sets.append(self.stream.fresh())
 
     def step(self, clock: PhaseClock) -> None:
         """Set the masks, run one step."""
         clock.start()
-        self.masked.set_active(self._sets)
+        self.masked.set_active(self._sets.popleft())
         clock.lap("set_active")
         self._train(clock)
 
@@ -148,10 +160,11 @@ class SparseArm(TrainingArm):
         self.sparse = problem.converted("sparse", saliency="batch")
         self.model = self.sparse
         self.optimizer = dcx.optim.SGD(self.sparse, **HYPER)
+        self._sets: deque[Any] = deque()
 
     def prepare(self) -> None:
         """Draw the sets."""
-        self._sets = self.stream.fresh()
+        self._sets.append(self.stream.fresh())
         self.widths = self.stream.widths
 
     def macs(self) -> int:
@@ -161,7 +174,7 @@ class SparseArm(TrainingArm):
     def step(self, clock: PhaseClock) -> None:
         """Set the channels, run one step."""
         clock.start()
-        self.sparse.set_active(self._sets)
+        self.sparse.set_active(self._sets.popleft())
         clock.lap("set_active")
         self._train(clock)
 
@@ -195,12 +208,31 @@ class ThinArm(TrainingArm):
         self.widths = self.stream.widths
         self._donor.set_active(sets)
         self._plain(dcx.compact(self._donor))
+        self._compile()
         for _ in range(_THIN_WARMUP):
             self._train(PhaseClock())
+
+    def _compile(self) -> None:
+        pass
 
     def macs(self) -> int:
         """Count what the network computes."""
         return dcx.cost(self._donor).macs
+
+
+class CompiledArm(ThinArm):
+    """The thin network under `torch.compile`."""
+
+    name = "compiled"
+
+    def _compile(self) -> None:
+        # a dry run has no time for inductor
+        backend = "inductor" if self.problem.device == "cuda" else "eager"
+        self._run = torch.compile(self.model, backend=backend)
+
+    def _loss(self) -> Tensor:
+        with self.problem.autocast():
+            return F.cross_entropy(self._run(self.images), self.labels)
 
 
 ARMS = {arm.name: arm for arm in (DenseArm, MaskArm, ThinArm, SparseArm)}

@@ -6,15 +6,19 @@ Whatever happens to the machine meanwhile happens to all arms, so that ratios wi
 from __future__ import annotations
 
 import gc
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-__all__ = ["PHASES", "Arm", "PhaseClock", "Timing", "measure", "order_of_round", "ratio"]
+__all__ = [
+    "PHASES", "Arm", "PhaseClock", "Timing", "environment_set", "measure", "order_of_round",
+    "ratio",
+]  # fmt: skip
 
 PHASES = ("set_active", "zero_grad", "forward", "backward", "saliency", "optimizer")
 
@@ -126,6 +130,21 @@ def order_of_round(count: int, number: int) -> list[int]:
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
     """Return the quotient, or None if one of them was not measured."""
     return None if numerator is None or denominator is None else numerator / denominator
+
+
+@contextmanager
+def environment_set(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

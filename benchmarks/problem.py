@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,12 +17,16 @@ import dcx_kernels as dcx
 from dcx_kernels.graph.walk import Residual
 from dcx_kernels.recipes.networks import build_network
 
-__all__ = ["LAYOUTS", "Problem", "SetStream", "Structure", "Widths", "equal_widths", "vary_widths"]
+__all__ = [
+    "GRIDS", "LAYOUTS", "Problem", "SetStream", "Structure", "Widths", "equal_widths", "on_grid",
+    "vary_widths",
+]  # fmt: skip
 
 Widths = dict[str, int]
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 SPREAD = 0.4  # of the varying regime
+GRIDS = ("exact", "aligned", "odd")
 
 # As many layers as their namesakes and next to nothing to compute: a step costs what the host does.
 HOST_NETWORKS = {
@@ -38,6 +45,10 @@ class Problem:
         density: kept fraction of every group.
         layout: "NCHW" or "NHWC".
         residual: what `dcx.convert` does with channels that are added.
+        extent: height and width of an image.
+        device: where it is trained, "cpu" or "cuda".
+        dtype: "float32", or what `torch.autocast` computes in, as "bfloat16".
+        grid: of the widths, see `on_grid`.
     """
 
     model: str
@@ -47,6 +58,10 @@ class Problem:
     width: float = 1.0
     residual: Residual = "keep"
     seed: int = 0
+    extent: int = 32
+    device: str = "cpu"
+    dtype: str = "float32"
+    grid: str = "exact"
 
     @property
     def label(self) -> str:
@@ -56,28 +71,40 @@ class Problem:
 
     def network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Build the dense network; every call gives the same weights."""
-        torch.manual_seed(self.seed)
-        if self.model in HOST_NETWORKS:
-            network: nn.Module = HOST_NETWORKS[self.model]()
-        else:
-            network = build_network(self.model, 10, self.width)
+        network = copy.deepcopy(_network(self.model, self.width, self.seed))
+        torch.manual_seed(self.seed)  # of dropout
         return network.to(dtype).train()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context that forward passes run in."""
+        wanted = getattr(torch, self.dtype)
+        return torch.autocast(self.device, wanted, enabled=wanted != torch.float32)
 
     def data(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Return images and labels, the same every time."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        images = torch.randn(self.batch, 3, 32, 32, generator=generator, dtype=torch.float64)
-        labels = torch.randint(10, (self.batch,), generator=generator)
+        generator = torch.Generator(self.device).manual_seed(self.seed + 1)
+        drawn = {"generator": generator, "device": self.device}
+        shape = (self.batch, 3, self.extent, self.extent)
+        images = torch.randn(shape, dtype=torch.float64, **drawn)
+        labels = torch.randint(10, (self.batch,), **drawn)
         return images.to(dtype).contiguous(memory_format=LAYOUTS[self.layout]), labels
 
     def converted(
         self, execution: Any, saliency: Any = None, dtype: torch.dtype = torch.float32
     ) -> dcx.ChannelModel:
         """Return the network converted for sparse or masked execution."""
-        example = torch.zeros(1, 3, 32, 32, dtype=dtype)
+        example = torch.zeros(1, 3, self.extent, self.extent, dtype=dtype)
         return dcx.convert(
             self.network(dtype), example, self.residual, execution, saliency=saliency
-        )
+        ).to(self.device)
+
+
+@functools.lru_cache(maxsize=2)  # filling VGG-19 with random numbers takes seconds
+def _network(model: str, width: float, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    if model in HOST_NETWORKS:
+        return HOST_NETWORKS[model]()
+    return build_network(model, 10, width)
 
 
 class Side(NamedTuple):
@@ -140,24 +167,42 @@ def _inner(model: dcx.ChannelModel, module: str, side: str) -> int:
     return (axes.in_ if side == "in" else axes.out).inner
 
 
-def equal_widths(structure: Structure, density: float) -> Widths:
-    """Keep the same fraction of every group, rounded, at least one channel."""
-    return {name: max(1, round(density * c)) for name, c in structure.channels.items()}
+def on_grid(width: float, channels: int, grid: str = "exact") -> int:
+    """Round a width, to at least 1 and at most all channels.
+
+    Args:
+        width: wanted.
+        channels: that exist.
+        grid: "exact": the nearest; "aligned": the nearest multiple of 8 (all channels are as good);
+            "odd": no multiple of 2, the nearest below.
+    """
+    if grid == "aligned" and channels > 8:
+        whole = max(8, 8 * round(width / 8))
+        return channels if whole > channels else whole
+    nearest = min(channels, max(1, round(width)))
+    return nearest - 1 if grid == "odd" and nearest % 2 == 0 else nearest
 
 
-def vary_widths(structure: Structure, density: float, generator: torch.Generator) -> Widths:
+def equal_widths(structure: Structure, density: float, grid: str = "exact") -> Widths:
+    """Keep the same fraction of every group, rounded."""
+    return {name: on_grid(density * c, c, grid) for name, c in structure.channels.items()}
+
+
+def vary_widths(
+    structure: Structure, density: float, generator: torch.Generator, grid: str = "exact"
+) -> Widths:
     """Draw widths within +-40 % of the density, then scale all to the arithmetic at the density.
 
     Equal arithmetic is what makes the times of the two regimes comparable. Close to density 1 the
     scaling leaves little to vary; at 1 it leaves nothing.
     """
-    target = structure.macs(equal_widths(structure, density))
+    target = structure.macs(equal_widths(structure, density, grid))
     draw = torch.rand(len(structure.channels), generator=generator)
     factors = (density * (1 - SPREAD + 2 * SPREAD * draw)).tolist()
 
     def scaled(scale: float) -> Widths:
         pairs = zip(structure.channels.items(), factors, strict=True)
-        return {name: min(c, max(1, round(scale * f * c))) for (name, c), f in pairs}
+        return {name: on_grid(scale * f * c, c, grid) for (name, c), f in pairs}
 
     low, high = 0.0, 2 / min(factors)
     for _ in range(20):
@@ -174,15 +219,19 @@ class SetStream:
 
     Args:
         varying: draw new widths for every step as well.
+        grid: of the widths, see `on_grid`.
 
     Attributes:
         widths: those of the latest sets.
     """
 
-    def __init__(self, structure: Structure, density: float, varying: bool, seed: int) -> None:
+    def __init__(
+        self, structure: Structure, density: float, varying: bool, seed: int, grid: str = "exact"
+    ) -> None:
         self.structure, self.density, self.varying = structure, density, varying
+        self.grid = grid
         self._generator = torch.Generator().manual_seed(seed)
-        self.widths = equal_widths(structure, density)
+        self.widths = equal_widths(structure, density, grid)
         self._latest: dict[str, dcx.ChannelSet] | None = None
 
     @property
@@ -193,7 +242,7 @@ class SetStream:
     def fresh(self) -> dict[str, dcx.ChannelSet]:
         """Draw the sets of the next step."""
         if self.varying:
-            self.widths = vary_widths(self.structure, self.density, self._generator)
+            self.widths = vary_widths(self.structure, self.density, self._generator, self.grid)
         sets = {}
         for name, channels in self.structure.channels.items():
             chosen = torch.randperm(channels, generator=self._generator)[: self.widths[name]]

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from benchmarks.environment import Environment
 
-__all__ = ["OpRow", "RowWriter", "StepRow", "read_rows"]
+__all__ = ["GpuOpRow", "GpuStepRow", "OpRow", "RowWriter", "StepRow", "read_rows"]
 
 R = TypeVar("R")
 
@@ -92,6 +92,78 @@ class OpRow(Environment):
     gflop_per_s: float | None
     gb_per_s: float | None
     error: float | None
+
+
+@dataclass(frozen=True)
+class GpuOpRow(Environment):
+    """One operator of one arm on one layer shape, on a GPU; times are in microseconds.
+
+    Args:
+        c_in, c_out: active channels of input and output.
+        widths: "aligned": multiples of 8, "odd": odd ones, "full": all channels.
+        median_us, p20_us, p80_us: of the device, between two events, with a cold L2 cache.
+        host_us: what the call costs the host until it returns, median.
+        tflop_per_s, gb_per_s: what is needed at this density (not what the arm computes or moves)
+            over the median time; None where there is none to speak of.
+        roofline: least time that ``copy_gb_per_s`` and ``matmul_tflop_per_s``, measured in the same
+            run, allow for that, over the median time.
+        over_torch: median time over that of torch's own operator (on compact tensors where it
+            can), interleaved with it.
+        error: relative to a more exact result, of the checked result.
+    """
+
+    gpu: str
+    cuda: str
+    driver: str
+    triton: str
+    copy_gb_per_s: float
+    matmul_tflop_per_s: float
+    layout: str
+    dtype: str
+    batch: int
+    layer: str
+    op: str
+    density: float
+    widths: str
+    c_in: int
+    c_out: int
+    arm: str
+    rounds: int
+    median_us: float
+    p20_us: float
+    p80_us: float
+    host_us: float
+    tflop_per_s: float | None
+    gb_per_s: float | None
+    roofline: float | None
+    over_torch: float | None
+    error: float | None
+
+
+@dataclass(frozen=True)
+class GpuStepRow(StepRow):
+    """The training step of one arm on a GPU: ``step_ms`` is the device's, phases are the host's.
+
+    Args:
+        widths: "aligned": multiples of 8, "odd": odd ones, "full": all channels.
+        cudnn_benchmark: whether cuDNN was told to tune itself to the shapes.
+        host_ms: until the host has issued the whole step to an idle device, median.
+        peak_bytes: allocated at most during a step, weights and optimizer state included.
+        host_over_thin, peak_over_thin: ratios of ``host_ms`` and ``peak_bytes``, in rows of the
+            sparse arms only.
+    """
+
+    gpu: str = ""
+    cuda: str = ""
+    driver: str = ""
+    triton: str = ""
+    extent: int = 0
+    widths: str = ""
+    cudnn_benchmark: bool = False
+    host_ms: float = 0.0
+    peak_bytes: int = 0
+    host_over_thin: float | None = None
+    peak_over_thin: float | None = None
 
 
 class RowWriter(Generic[R]):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from benchmarks.problem import LAYOUTS, Problem, SetStream, Structure
 from benchmarks.rows import RowWriter, StepRow
 from benchmarks.table import print_tables
 
-__all__ = ["Gate", "add_ratios", "main", "measure_block"]
+__all__ = ["Gate", "add_ratios", "build_arms", "gate_sets", "main", "measure_block", "step_row"]
 
 REGIMES = ("fixed", "varying")
 POLICIES = ("keep", "tie", "union")
@@ -80,14 +81,14 @@ def measure_block(
     structure = Structure.of(problem.converted("sparse"))
     if problem.density >= 1:
         regimes = [regime for regime in regimes if regime == "fixed"]
-    gate(problem, _gate_sets(structure, problem, regimes))
-    built = list(_build(problem, structure, arms, regimes))
+    gate(problem, gate_sets(structure, problem, regimes))
+    built = list(build_arms(problem, structure, arms, regimes))
     rows = []
     for arm, timing in zip(built, measure(built, rounds, warmup, lead_in), strict=True):
         if not math.isfinite(float(arm.loss)):
             raise ValueError(f"{arm.name}: expected a finite loss, got {float(arm.loss)}")
         arm.prepare()  # thin catches up with the latest widths of sparse
-        rows.append(_row(environment, problem, structure, arm, timing))
+        rows.append(step_row(environment, problem, structure, arm, timing))
     return add_ratios(rows)
 
 
@@ -103,7 +104,7 @@ def add_ratios(rows: Sequence[StepRow]) -> list[StepRow]:
         if row.regime == "varying":
             over_fixed = ratio(row.step_ms, time(row.arm, "fixed"))
             row = replace(row, varying_over_fixed=over_fixed)
-        if row.arm == "sparse":
+        if row.arm.startswith("sparse"):
             thin = by.get(("thin", row.regime))
             row = replace(
                 row,
@@ -117,48 +118,58 @@ def add_ratios(rows: Sequence[StepRow]) -> list[StepRow]:
     return result
 
 
-def _build(
-    problem: Problem, structure: Structure, arms: Sequence[str], regimes: Sequence[str]
+def build_arms(
+    problem: Problem,
+    structure: Structure,
+    arms: Sequence[str],
+    regimes: Sequence[str],
+    kinds: Mapping[str, type[Any]] = ARMS,
 ) -> Iterator[TrainingArm]:
-    streams = {
-        regime: SetStream(structure, problem.density, regime == "varying", problem.seed + 20 + i)
-        for i, regime in enumerate(REGIMES)
-        if regime in regimes
-    }
+    """Yield the arms by name, dense and mask once, the others for each regime.
+
+    Args:
+        kinds: the class of each name.
+    """
+
+    def stream_of(regime: str, seed: int) -> SetStream:
+        seed += problem.seed
+        return SetStream(structure, problem.density, regime == "varying", seed, problem.grid)
+
+    streams = {r: stream_of(r, 20 + i) for i, r in enumerate(REGIMES) if r in regimes}
     for name in arms:
         if name == "dense":
-            yield ARMS[name](problem, structure, streams[regimes[0]])
+            yield kinds[name](problem, structure, streams[regimes[0]])
         elif name == "mask":  # sets of its own: it must not move the widths of the others
-            stream = SetStream(structure, problem.density, False, problem.seed + 30)
-            yield ARMS[name](problem, structure, stream)
+            yield kinds[name](problem, structure, stream_of("fixed", 30))
         else:
             for stream in streams.values():
-                yield ARMS[name](problem, structure, stream)
+                yield kinds[name](problem, structure, stream)
 
 
-def _gate_sets(structure: Structure, problem: Problem, regimes: Sequence[str]) -> list[Sets]:
+def gate_sets(structure: Structure, problem: Problem, regimes: Sequence[str]) -> list[Sets]:
     """Draw sets for each regime; two at least, so that a set changes between optimizer steps."""
     seed = problem.seed + 10  # the timed steps must not meet these widths again
     streams = [
-        SetStream(structure, problem.density, regime == "varying", seed + i)
+        SetStream(structure, problem.density, regime == "varying", seed + i, problem.grid)
         for i, regime in enumerate(regimes)
     ]
     sets: list[Sets] = [stream.fresh() for stream in streams]
     return sets if len(sets) > 1 else [*sets, streams[0].fresh()]
 
 
-def _row(
+def step_row(
     environment: Environment,
     problem: Problem,
     structure: Structure,
     arm: TrainingArm,
     timing: Timing,
 ) -> StepRow:
+    """Return the row of one arm, without ratios."""
     return StepRow(
         **asdict(environment),
-        device="cpu",
+        device=problem.device,
         layout=problem.layout,
-        dtype="float32",
+        dtype=problem.dtype,
         batch=problem.batch,
         model=problem.label,
         density=problem.density,

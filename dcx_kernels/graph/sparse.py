@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from dcx_kernels.graph.edit import add_helper, edited, flatten
 from dcx_kernels.graph.execution import Sets
-from dcx_kernels.graph.fuse import fuse_relu
+from dcx_kernels.graph.fuse import fuse_conv_norm, fuse_relu
 from dcx_kernels.graph.joints import Joint, make_joint
 from dcx_kernels.graph.pooling import pool_by_mean
 from dcx_kernels.graph.sets import ActiveSets, upload
@@ -20,7 +20,7 @@ from dcx_kernels.nn._channels import ChannelLayer
 from dcx_kernels.nn._forward import Forward, Operands
 from dcx_kernels.nn._saliency import Reduction, SaliencyMeter
 from dcx_kernels.nn.prelu import SparseChannelPReLU
-from dcx_kernels.ops.slot import ParameterSlot, pack_vectors
+from dcx_kernels.ops.slot import ParameterSlot, pack_leaves
 
 __all__ = ["SparseExecution"]
 
@@ -57,6 +57,7 @@ class SparseExecution:
 
         graphs = {mode: edited(traced, edit) for mode, traced in structure.programs.items()}
         fuse_relu(root, graphs)
+        fuse_conv_norm(root, graphs)
         pool_by_mean(root, graphs)
         self._joints: list[Joint] = [getattr(root, name) for name in made.values()]
         steps = [step for traced in structure.programs.values() for step in traced.steps.values()]
@@ -94,7 +95,7 @@ class SparseExecution:
         """Make packed leaves and probes of all layers."""
         if torch.is_grad_enabled():
             layers = self._layers.values()
-            pack_vectors(slot for layer in layers for slot in layer.slots().values())
+            pack_leaves(slot for layer in layers for slot in layer.slots().values())
         return {name: layer.make_operands(x) for name, layer in self._layers.items()}
 
     def around_forward(self, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,20 @@ from dcx_kernels.nn._adopt import adopt
 from dcx_kernels.nn._channels import ChannelLayer
 from dcx_kernels.ops.channel_batch_norm import channel_batch_norm
 
-__all__ = ["SparseChannelBatchNorm2d"]
+__all__ = ["SparseChannelBatchNorm2d", "Statistics"]
+
+
+class Statistics(NamedTuple):
+    """Running statistics of one forward: the norm's own, or (``averages``) the batch's alone.
+
+    ``of_batch``: the batch is normalised by its own statistics.
+    """
+
+    of_batch: bool
+    mean: Tensor | None
+    var: Tensor | None
+    momentum: float
+    averages: bool
 
 
 class SparseChannelBatchNorm2d(ChannelLayer, nn.BatchNorm2d):
@@ -65,7 +78,22 @@ class SparseChannelBatchNorm2d(ChannelLayer, nn.BatchNorm2d):
         made = self.operands(x)
         weight, bias = (made.weight, made.bias) if made.packed else (self.weight, self.bias)
         probe = None if made.probe is None else made.probe.tensor
-        batch_statistics = self.training or self.running_mean is None
+        statistics = self.begin()
+        mean, var = statistics.mean, statistics.var
+        try:
+            y = channel_batch_norm(
+                x, mean, var, weight, bias, statistics.of_batch, statistics.momentum, self.eps,
+                active=self.out_active, relu=self.relu, probe=probe,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{self.layer_name}: {error}") from None
+        self.end(statistics)
+        if made.probe is not None:
+            made.probe.see(y)
+        return self._tag(y)
+
+    def begin(self) -> Statistics:
+        """Count a batch; return what its forward reads and moves, and gives to `end` then."""
         tracked = self.track_running_stats or not self.training
         mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -76,18 +104,13 @@ class SparseChannelBatchNorm2d(ChannelLayer, nn.BatchNorm2d):
         if self.training and self.track_running_stats:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-        try:
-            y = channel_batch_norm(
-                x, mean, var, weight, bias, batch_statistics, momentum, self.eps,
-                active=self.out_active, relu=self.relu, probe=probe,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(f"{self.layer_name}: {error}") from None
-        if averages:
-            self._average(mean, var)
-        if made.probe is not None:
-            made.probe.see(y)
-        return self._tag(y)
+        of_batch = self.training or self.running_mean is None
+        return Statistics(of_batch, mean, var, momentum, averages)
+
+    def end(self, statistics: Statistics) -> None:
+        """Put the statistics of a batch where they belong, if they are not there."""
+        if statistics.averages:
+            self._average(statistics.mean, statistics.var)
 
     @torch.no_grad()
     def _average(self, *batch: Tensor | None) -> None:

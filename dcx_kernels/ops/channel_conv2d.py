@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from dcx_kernels.channel_set import ChannelSet, agree, known
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
+from dcx_kernels.kernels.layout import layout
 from dcx_kernels.ops._autocast import autocast
 from dcx_kernels.ops._library import register
-from dcx_kernels.ops.gather import gather_channels, layout
+from dcx_kernels.ops.gather import gather_channels
 from dcx_kernels.ops.grouping import ONE_EACH, active_groups
 from dcx_kernels.ops.weights import pack_weight, unpack_weight
 

@@ -9,30 +9,26 @@ from torch import Tensor
 
 from dcx_kernels.channel_set import ChannelSet, known
 from dcx_kernels.errors import expected
+from dcx_kernels.kernels import backend
+from dcx_kernels.kernels.layout import layout
 from dcx_kernels.ops._library import register
 
 __all__ = [
     "GatherChannelsFunction",
     "ScatterChannelsFunction",
     "gather_channels",
-    "layout",
     "scatter_channels",
 ]
 
 
 def _gather(x: Tensor, active: Tensor, dim: int) -> Tensor:
-    if dim % x.dim() == 1 and layout(x) == torch.channels_last:  # index_select would lose it
-        n, c, h, w = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(-1, c).index_select(1, active)
-        return rows.view(n, h, w, active.shape[0]).permute(0, 3, 1, 2)
-    return x.index_select(dim, active)
+    y: Tensor = backend.choose(x.device).gather(x, active, dim)
+    return y
 
 
 def _scatter(x: Tensor, active: Tensor, dim: int, size: int) -> Tensor:
-    shape = list(x.shape)
-    shape[dim] = size
-    dense = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
-    return dense.zero_().index_copy_(dim, active, x)
+    y: Tensor = backend.choose(x.device).scatter(x, active, dim, size)
+    return y
 
 
 def _gather_fake(x: Tensor, active: Tensor, dim: int) -> Tensor:
@@ -46,12 +42,6 @@ def _scatter_fake(x: Tensor, active: Tensor, dim: int, size: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] = size
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
-
-
-def layout(x: Tensor) -> torch.memory_format:
-    """Tell channels_last from contiguous by strides alone, whatever the number of channels."""
-    last = x.dim() == 4 and x.stride(1) == 1 and x.shape[2] * x.shape[3] != 1
-    return torch.channels_last if last else torch.contiguous_format
 
 
 gather = register(

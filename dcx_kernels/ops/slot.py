@@ -21,7 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dcx_kernels.channel_set import ChannelSet, mark_any_length
 from dcx_kernels.errors import expected
-from dcx_kernels.kernels import reference
+from dcx_kernels.kernels import backend
+from dcx_kernels.kernels.reference.slices import SliceRows, rows_of
+from dcx_kernels.kernels.slices import Slice
 from dcx_kernels.ops.grouping import active_groups
 
 __all__ = [
@@ -29,7 +31,7 @@ __all__ = [
     "PackedLeaf",
     "ParameterSlot",
     "SliceRows",
-    "pack_vectors",
+    "pack_leaves",
     "parameter_slots",
     "slots_of",
 ]
@@ -49,31 +51,15 @@ class CompactGrad(NamedTuple):
     mask: Tensor | None = None
 
 
-class SliceRows(NamedTuple):
-    """Rows of a dense tensor, viewed as (-1, row), that make up an active slice of some shape."""
-
-    rows: Tensor
-    row: int
-    shape: tuple[int, ...]
-
-    def gather(self, dense: Tensor, out: Tensor | None = None) -> Tensor:
-        """Copy the slice out of ``dense``, into the first elements of the flat ``out`` if given."""
-        if out is not None:
-            out = out[: self.rows.shape[0] * self.row]
-        return reference.gather_rows(dense, self.rows, self.row, out).view(self.shape)
-
-    def scatter_(self, dense: Tensor, packed: Tensor) -> None:
-        """Write the slice back into ``dense``."""
-        reference.scatter_rows_(dense, packed, self.rows, self.row)
-
-
 class PackedLeaf(NamedTuple):
-    """A packed active slice: its sets, where it lies, and of which state of the parameter it is."""
+    """A packed active slice: its sets, where it lies (None: it is the parameter), and of which
+    state of the parameter it is.
+    """
 
     tensor: Tensor
     out_active: ChannelSet | None
     in_active: ChannelSet | None
-    rows: SliceRows | None
+    slice: Slice | None
     version: tuple[int, int]
     generation: int
 
@@ -144,13 +130,8 @@ class ParameterSlot:
         found = self._find()
         if found is not None:
             return found
-        rows = self.rows()
-        with torch.no_grad():
-            if rows is None:
-                tensor = self.parameter.detach()
-            else:
-                tensor = rows.gather(self._dense(), self._storage(rows)).detach()
-        return self._keep(tensor, rows)
+        _pack([(self, self.slice())])
+        return self._leaves[-1].tensor
 
     def _find(self) -> Tensor | None:
         """Return the leaf of the current sets, if it still holds what the parameter does."""
@@ -163,20 +144,19 @@ class ParameterSlot:
                 return leaf.tensor
         return None
 
-    def _keep(self, tensor: Tensor, rows: SliceRows | None) -> Tensor:
+    def _keep(self, tensor: Tensor, slice_: Slice | None) -> None:
         mark_any_length(tensor, *self._free_dims)
         tensor.requires_grad_(self.parameter.requires_grad)
         sets = (self.out_active, self.in_active)
-        self._leaves.append(PackedLeaf(tensor, *sets, rows, self._version(), self._generation))
-        return tensor
+        self._leaves.append(PackedLeaf(tensor, *sets, slice_, self._version(), self._generation))
 
     def _version(self) -> tuple[int, int]:
         return self.parameter._version, self.parameter.data_ptr()
 
-    def rows(
+    def slice(
         self, out: ChannelSet | None = None, in_: ChannelSet | None = None, current: bool = True
-    ) -> SliceRows | None:
-        """Return where the slice of the current (or given) sets lies; None if it is everything."""
+    ) -> Slice | None:
+        """Return the slice of the current (or given) sets; None if it is everything."""
         if current:
             out, in_ = self.out_active, self.in_active
         device = self.parameter.device
@@ -185,28 +165,24 @@ class ParameterSlot:
         if out_idx is None and in_idx is None:
             return None
         if self.parameter.dim() == 1:
-            assert out_idx is not None
-            return SliceRows(out_idx, 1, (out_idx.shape[0],))
+            return Slice(self.parameter.shape, out_idx)
         groups = active_groups(self.groups, in_, out)
-        dense = self._dense().shape
-        rows, row = reference.row_index(dense, out_idx, in_idx, self.groups, groups)
-        shape = list(self.parameter.shape)
-        if out is not None:
-            shape[0] = len(out)
-        if in_ is not None and groups:  # none exists of a depthwise filter without channels
-            shape[1] = len(in_) // groups * self.inner
-        return SliceRows(rows, row, tuple(shape))
+        return Slice(self.parameter.shape, out_idx, in_idx, self.groups, groups, self.inner)
 
-    def _dense(self) -> Tensor:
-        weight = self.parameter.detach()
-        return weight if self.inner == 1 else weight.view(weight.shape[0], -1, self.inner)
+    def rows(self) -> SliceRows | None:
+        """Return the rows of the slice of the current sets; None if it is everything."""
+        slice_ = self.slice()
+        return None if slice_ is None else rows_of(slice_)
 
-    def _storage(self, rows: SliceRows) -> Tensor | None:
-        """Return the persistent buffer, or None while a graph may still need what it holds."""
-        if self._buffer_busy:
-            return None
-        needed = rows.rows.shape[0] * rows.row
+    def _storage(self, slice_: Slice) -> Tensor | None:
+        """Return the persistent buffer, or None while a graph may still need what it holds.
+
+        Vectors have none: they are short.
+        """
         parameter, buffer = self.parameter, self._buffer
+        if self._buffer_busy or parameter.dim() == 1:
+            return None
+        needed = slice_.numel
         if (
             buffer is None
             or buffer.numel() < needed
@@ -239,11 +215,11 @@ class ParameterSlot:
             dense += full
         for leaf in with_grad:
             assert leaf.tensor.grad is not None
-            if leaf.rows is None:
+            if leaf.slice is None:
                 dense += leaf.tensor.grad
             else:
-                flat = dense.view(-1, leaf.rows.row)
-                flat.index_add_(0, leaf.rows.rows, leaf.tensor.grad.reshape(-1, leaf.rows.row))
+                rows, row, _ = rows_of(leaf.slice)
+                dense.view(-1, row).index_add_(0, rows, leaf.tensor.grad.reshape(-1, row))
         mask = self._mask([leaf[1:3] for leaf in with_grad])
         return CompactGrad(dense, None, None, mask)
 
@@ -260,9 +236,10 @@ class ParameterSlot:
             return None
         mask = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device)
         for out, in_ in sets:
-            rows = self.rows(out, in_, current=False)
-            assert rows is not None
-            mask.view(-1, rows.row)[rows.rows] = True
+            slice_ = self.slice(out, in_, current=False)
+            assert slice_ is not None
+            rows, row, _ = rows_of(slice_)
+            mask.view(-1, row)[rows] = True
         return mask
 
     def pending(self) -> list[Tensor]:
@@ -327,31 +304,28 @@ def _fresh(
     return slot
 
 
-def pack_vectors(slots: Iterable[ParameterSlot]) -> None:
-    """Make the leaves of narrowed vectors that have none yet, all together: a few calls in all."""
-    alike: dict[object, list[tuple[ParameterSlot, SliceRows]]] = {}
-    for slot in slots:
-        vector = slot.parameter
-        if slot.compact and vector.dim() == 1 and slot._find() is None:
-            rows = slot.rows()
-            if rows is not None:
-                alike.setdefault((vector.device, vector.dtype), []).append((slot, rows))
-    for together in alike.values():
-        if len(together) > 1:
-            _pack_alike(together)
+def pack_leaves(slots: Iterable[ParameterSlot]) -> None:
+    """Make the leaves of the slots that have none yet, all together: one launch on a GPU."""
+    wanting = [slot for slot in slots if slot.compact and slot._find() is None]
+    _pack([(slot, slot.slice()) for slot in wanting])
 
 
 @torch.no_grad()
-def _pack_alike(together: list[tuple[ParameterSlot, SliceRows]]) -> None:
-    lists = [rows.rows for _, rows in together]
-    vectors = [slot.parameter.detach() for slot, _ in together]
-    index = reference.number_through(lists, [len(vector) for vector in vectors])
-    packed = reference.gather_vectors(vectors, index)
-    # copies: torch.compile guards where in a shared storage a view begins
-    sizes = [len(part) for part in lists]
-    parts: list[Tensor] = torch.ops.aten.split_with_sizes_copy(packed, sizes)
-    for (slot, rows), part in zip(together, parts, strict=True):
-        slot._keep(part, rows)
+def _pack(slices: list[tuple[ParameterSlot, Slice | None]]) -> None:
+    on_device: dict[torch.device, list[tuple[ParameterSlot, Slice]]] = {}
+    for slot, slice_ in slices:
+        if slice_ is None:
+            slot._keep(slot.parameter.detach(), None)
+        else:
+            on_device.setdefault(slot.parameter.device, []).append((slot, slice_))
+    for device, together in on_device.items():
+        packed = backend.choose(device).gather_slices(
+            [slot.parameter.detach() for slot, _ in together],
+            [slice_ for _, slice_ in together],
+            [slot._storage(slice_) for slot, slice_ in together],
+        )
+        for (slot, slice_), tensor in zip(together, packed, strict=True):
+            slot._keep(tensor.detach(), slice_)
 
 
 def parameter_slots(module: nn.Module) -> Iterator[tuple[str, ParameterSlot]]:

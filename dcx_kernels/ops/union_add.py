@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dcx_kernels.kernels import backend
+from dcx_kernels.kernels.layout import layout
 from dcx_kernels.ops._library import register
-from dcx_kernels.ops.gather import gather, layout
+from dcx_kernels.ops.gather import gather
 
 __all__ = ["UnionAddFunction", "union_add"]
 

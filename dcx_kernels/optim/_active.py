@@ -1,4 +1,4 @@
-"""What active-slice optimizers share: the walk over parameters, torch's own update on slices."""
+"""What active-slice optimizers share: the walk over parameters, and what of each is updated."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from dcx_kernels.errors import expected
+from dcx_kernels.kernels import backend
+from dcx_kernels.kernels.slices import Scratch
 from dcx_kernels.ops.slot import CompactGrad, ParameterSlot, slots_of
-from dcx_kernels.optim._task import Scratch, SliceTask
-from dcx_kernels.optim._vectors import VectorTasks, vectors_alike
+from dcx_kernels.optim._task import SliceTask
 
 __all__ = ["ActiveSliceOptimizer", "Inactive"]
 
 Inactive = Literal["frozen", "decay"]
-
-_CHUNK = 1 << 20  # elements
 
 
 class ActiveSliceOptimizer(torch.optim.Optimizer):
     """A torch optimizer whose step touches active slices only.
 
     State tensors are full, keyed and laid out as torch's, so that state_dicts are interchangeable.
-    A step gathers the slice of each state tensor, runs torch's own update on packed tensors, and
-    writes the slices back. What the packed path cannot do - gradients over different sets since the
-    last step, masked execution, ``inactive="decay"``
-    - is done on full tensors, exactly and more slowly.
+    A step hands all parameters to the backend in one call, which updates them and their state at
+    the slices. Gradients over different sets since the last step, masked execution and
+    ``inactive="decay"`` are updates of full tensors, exact and slower.
 
     Args:
         model: any module. Its channel-sparse layers leave compact gradients from now on.
@@ -163,41 +161,26 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         slots = self._slots()
         for group in self._groups():
             found = (self._task(group, p, slots.get(p)) for p in group["params"])
-            tasks = [task for task in found if task is not None]
-            alike = vectors_alike(tasks)
-            for vectors in alike:
-                together = VectorTasks(vectors)
-                together.gather()
-                self._update(group, vectors, vectors[0].fresh)
-                together.write_back()
-            done = {id(task) for vectors in alike for task in vectors}
-            for chunk in self._chunks([task for task in tasks if id(task) not in done]):
-                for fresh in (True, False):
-                    part = [task for task in chunk if task.fresh is fresh]
-                    if part:
-                        self._update(group, part, fresh)
-                for task in chunk:
-                    task.write_back()
+            self._apply(group, [task for task in found if task is not None])
         for slot in slots.values():
             if self._owns(slot):
                 slot.consume()
         self._adopt(slots)  # not before: gradients are where they were asked for
         return loss
 
-    def _chunks(self, tasks: list[SliceTask]) -> Iterator[list[SliceTask]]:
-        """Yield updates `_CHUNK` elements at a time, gathered: they stay in cache."""
-        chunk: list[SliceTask] = []
-        elements = 0
+    def _apply(self, group: dict[str, Any], tasks: list[SliceTask]) -> None:
+        """Update the parameters of a group: in one call, but for those under a mask."""
+        together: dict[torch.device, list[SliceTask]] = {}
         for task in tasks:
-            if chunk and elements + task.packed.numel() > _CHUNK:
-                yield chunk
-                chunk, elements = [], 0
-                self._scratch.release()
-            task.gather(self._scratch)
-            chunk.append(task)
-            elements += task.packed.numel()
-        yield chunk
-        self._scratch.release()
+            task.lay_out()
+            if task.mask is None:
+                together.setdefault(task.parameter.device, []).append(task)
+            else:
+                copy = task.unmasked()
+                self._update(backend.choose(task.parameter.device), group, [copy])
+                task.take_masked(copy)
+        for device, alike in together.items():
+            self._update(backend.choose(device), group, alike)
 
     def _task(
         self, group: dict[str, Any], parameter: Tensor, slot: ParameterSlot | None
@@ -222,18 +205,14 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
             return task
         leaf = slot.consumable()
         if leaf is not None:
-            rows = leaf.rows
-        else:
-            rows = slot.rows(gradient.out_active, gradient.in_active, current=False)
-        if rows is None:
-            return task
-        if self.inactive == "decay":
+            task.slice, task.leaf = leaf.slice, leaf.tensor.detach()
+        else:  # the parameter was modified after its forward: what it holds now counts
+            task.slice = slot.slice(gradient.out_active, gradient.in_active, current=False)
+        if task.slice is not None and self.inactive == "decay":
             task.grad = torch.zeros_like(parameter)
-            rows.scatter_(task.grad, gradient.tensor)
-            return task
-        task.rows = rows
-        # without a leaf the parameter was modified after its forward: pack what it holds now
-        task.packed = rows.gather(parameter) if leaf is None else leaf.tensor.detach()
+            kernels = backend.choose(parameter.device)
+            kernels.scatter_slices_([task.grad], [gradient.tensor], [task.slice])
+            task.slice = None
         return task
 
     def _create_state(
@@ -242,8 +221,8 @@ class ActiveSliceOptimizer(torch.optim.Optimizer):
         """Create the missing state of a parameter; return whether there was none."""
         raise NotImplementedError
 
-    def _update(self, group: dict[str, Any], tasks: list[SliceTask], fresh: bool) -> None:
-        """Run torch's update in place on the packed parameters and state tensors of ``tasks``."""
+    def _update(self, kernels: Any, group: dict[str, Any], tasks: list[SliceTask]) -> None:
+        """Let ``kernels`` update the parameters and state tensors of ``tasks`` in place."""
         raise NotImplementedError
 
     def zero_grad(self, set_to_none: bool = True) -> None:

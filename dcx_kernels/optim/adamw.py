@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from dcx_kernels.errors import expected
 from dcx_kernels.optim._active import ActiveSliceOptimizer, Inactive
@@ -70,7 +69,8 @@ class AdamW(ActiveSliceOptimizer):
     def _create_state(
         self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
     ) -> bool:
-        if state:
+        if state:  # torch's fused optimizer, whose state it may be, counts on the GPU
+            state["step"] = state["step"].cpu()
             return False
         state["step"] = torch.tensor(0.0)
         state["exp_avg"] = torch.zeros_like(parameter)
@@ -79,22 +79,21 @@ class AdamW(ActiveSliceOptimizer):
             state["max_exp_avg_sq"] = torch.zeros_like(parameter)
         return True
 
-    def _update(self, group: dict[str, Any], tasks: list[SliceTask], fresh: bool) -> None:
-        beta1, beta2 = group["betas"]
-        amsgrad = group["amsgrad"]
-        adamw(
-            [task.packed for task in tasks],
+    def _update(self, kernels: Any, group: dict[str, Any], tasks: list[SliceTask]) -> None:
+        states = [task.state for task in tasks]
+        kernels.adamw_slices_(
+            [task.parameter for task in tasks],
             [task.grad for task in tasks],
-            [task.tensors["exp_avg"] for task in tasks],
-            [task.tensors["exp_avg_sq"] for task in tasks],
-            [task.tensors["max_exp_avg_sq"] for task in tasks] if amsgrad else [],
-            [task.state["step"] for task in tasks],
-            amsgrad=amsgrad,
-            beta1=beta1,
-            beta2=beta2,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
+            [state["step"] for state in states],
+            [task.slice for task in tasks],
+            leaves=[task.leaf for task in tasks],
             lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            betas=group["betas"],
             eps=group["eps"],
+            weight_decay=group["weight_decay"],
             maximize=group["maximize"],
-            fused=not isinstance(group["lr"], Tensor) and all(task.fusable for task in tasks),
+            scratch=self._scratch,
         )

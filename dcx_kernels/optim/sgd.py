@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from dcx_kernels.errors import expected
 from dcx_kernels.optim._active import ActiveSliceOptimizer, Inactive
@@ -71,23 +70,20 @@ class SGD(ActiveSliceOptimizer):
         state["momentum_buffer"] = torch.zeros_like(parameter)
         return True
 
-    def _update(self, group: dict[str, Any], tasks: list[SliceTask], fresh: bool) -> None:
-        buffers: list[Tensor | None] = [task.tensors.get("momentum_buffer") for task in tasks]
-        # torch seeds a missing buffer with the undamped gradient
-        stepped: list[Tensor | None] = [None] * len(tasks) if fresh else list(buffers)
-        sgd(
-            [task.packed for task in tasks],
+    def _update(self, kernels: Any, group: dict[str, Any], tasks: list[SliceTask]) -> None:
+        buffers = [task.state["momentum_buffer"] for task in tasks] if group["momentum"] else None
+        kernels.sgd_slices_(
+            [task.parameter for task in tasks],
             [task.grad for task in tasks],
-            stepped,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
+            buffers,
+            [task.slice for task in tasks],
+            [task.fresh for task in tasks],
+            leaves=[task.leaf for task in tasks],
             lr=group["lr"],
+            momentum=group["momentum"],
             dampening=group["dampening"],
+            weight_decay=group["weight_decay"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            fused=not isinstance(group["lr"], Tensor) and all(task.fusable for task in tasks),
+            scratch=self._scratch,
         )
-        if fresh:
-            for buffer, seeded in zip(buffers, stepped, strict=True):
-                assert buffer is not None and seeded is not None
-                buffer.copy_(seeded)

@@ -67,7 +67,7 @@ def test_gate_passes_what_is_right(structure: Structure, layout: str) -> None:
     [
         ("channel_conv2d_wgrad", lambda dw: dw * 1.0001),
         ("channel_conv2d_dgrad", lambda dx: dx.roll(1, 1)),
-        ("gather_rows", lambda rows: rows.flip(0)),
+        ("gather_slices", lambda parts: [part.flip(0) for part in parts]),
     ],
 )
 def test_gate_goes_red_on_a_wrong_kernel(

@@ -35,3 +35,32 @@ def test_describe_gives_a_reason_for_each() -> None:
     assert rows["reference"].available
     assert all(row.reason for row in rows.values())
     assert {"triton", "native"} <= rows.keys()
+
+
+def test_triton_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("dcx_kernels.kernels.triton")
+    monkeypatch.setenv("DCX_BACKEND", "triton")
+    monkeypatch.setattr(triton, "serves", lambda device: device.type == "cuda")
+    with pytest.raises(ValueError, match=r"expected a GPU .* for DCX_BACKEND=triton, got cpu"):
+        backend.choose(CPU)
+    monkeypatch.setattr(triton, "serves", lambda device: True)
+    assert backend.choose(CPU) is triton
+
+
+def test_triton_serves_recent_gpus_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("dcx_kernels.kernels.triton")
+    monkeypatch.delenv("DCX_BACKEND", raising=False)
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(backend, "_recent", lambda index: True)
+    assert backend.choose(gpu) is triton
+    assert backend.choose(CPU) is reference
+    monkeypatch.setattr(backend, "_recent", lambda index: False)
+    assert backend.choose(gpu) is reference
+    monkeypatch.setattr(backend, "_recent", lambda index: True)
+    monkeypatch.setattr(backend, "_triton", lambda: "not installed (no module)")
+    assert backend.choose(gpu) is reference
+    rows = {row.name: row for row in backend.describe()}
+    assert not rows["triton"].available and "not installed" in rows["triton"].reason
+    monkeypatch.setenv("DCX_BACKEND", "triton")
+    with pytest.raises(ValueError, match=r"expected Triton, .* got not installed"):
+        backend.choose(gpu)

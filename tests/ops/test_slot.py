@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from channel_helpers import Wanted, channels, leaf, masked_conv2d, slice_mask
 from dcx_kernels import ChannelSet, channel_conv2d
-from dcx_kernels.ops.slot import ParameterSlot, pack_vectors, parameter_slots
+from dcx_kernels.ops.slot import ParameterSlot, pack_leaves, parameter_slots
 from tolerances import assert_exact, assert_gradients_close
 
 # shape, groups, inner, out, in
@@ -101,7 +101,7 @@ def test_leaf_of_everything_is_the_parameter(sets: tuple[Wanted, Wanted]) -> Non
     assert slot.rows() is None
     packed.sum().backward()
     assert_exact(slot.gradient().tensor, torch.ones(6, 5, 1, 1))
-    assert slot.consumable().rows is None
+    assert slot.consumable().slice is None
 
 
 def test_gradient_accumulates_over_equal_sets() -> None:
@@ -286,23 +286,29 @@ def test_compact_gradient_trains_as_the_dense_one() -> None:
     assert_gradients_close({"w": slot.gradient().tensor}, {"w": got})
 
 
-def test_vectors_packed_together_are_those_packed_alone() -> None:
+def test_leaves_packed_together_are_those_packed_alone() -> None:
     slots = [_slot((size,), 1, 1, wanted, None)[0] for size, wanted in ((9, 4), (3, 1), (17, 8))]
-    whole, weight = _slot((5,), 1, 1, 5, None)[0], _slot(*SLICES["conv"])[0]
+    weights = [_slot(*case)[0] for case in SLICES.values()]
+    whole, frozen = _slot((5,), 1, 1, 5, None)[0], _slot((5,), 1, 1, 2, None)[0]
+    frozen.parameter.requires_grad_(False)
     dense = _slot((4,), 1, 1, 2, None)[0]
     dense.compact = False
-    pack_vectors([*slots, whole, weight, dense])
-    assert not any(slot._leaves for slot in (whole, weight, dense))
-    for slot in slots:
+    pack_leaves([*slots, *weights, whole, frozen, dense])
+    assert not dense._leaves
+    assert not frozen.leaf().requires_grad
+    assert whole.leaf().data_ptr() == whole.parameter.data_ptr()
+    for slot in (*slots, *weights):
         (made,) = slot._leaves
         assert slot.leaf() is made.tensor and made.tensor.requires_grad and made.tensor.is_leaf
-        assert_exact(made.tensor.detach(), slot.parameter.detach()[slot.out_active.mask()])
-    pack_vectors(slots)  # they have theirs
+        assert_exact(made.tensor.detach(), slot.rows().gather(slot.parameter.detach()))
+    storages = {slot.leaf().untyped_storage().data_ptr() for slot in (*slots, *weights)}
+    assert len(storages) == len(slots) + len(weights)  # torch.compile guards where a view begins
+    pack_leaves(slots)  # they have theirs
     assert all(len(slot._leaves) == 1 for slot in slots)
     with torch.no_grad():
         slots[0].parameter.add_(1)
         slots[1].parameter.add_(1)
-    pack_vectors(slots)
+    pack_leaves(slots)
     assert [len(slot._leaves) for slot in slots] == [2, 2, 1]
     assert_exact(slots[1].leaf().detach(), slots[1].parameter.detach()[slots[1].out_active.mask()])
     slots[2].leaf().sum().backward()

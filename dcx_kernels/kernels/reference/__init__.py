@@ -9,6 +9,7 @@ from dcx_kernels.kernels.reference.batch_norm import (
     channel_batch_norm_bwd,
     channel_batch_norm_fwd,
 )
+from dcx_kernels.kernels.reference.channels import gather, scatter
 from dcx_kernels.kernels.reference.convolution import (
     channel_conv2d_dgrad,
     channel_conv2d_fwd,
@@ -16,6 +17,29 @@ from dcx_kernels.kernels.reference.convolution import (
     channel_linear_dgrad,
     channel_linear_fwd,
     channel_linear_wgrad,
+)
+from dcx_kernels.kernels.reference.fused import (
+    fused_conv2d_dgrad,
+    fused_conv2d_fwd,
+    fused_conv2d_wgrad,
+    norm_act_bwd,
+    norm_act_fwd,
+    norm_fold,
+    norm_fold_bwd,
+)
+from dcx_kernels.kernels.reference.gate import k_winners
+from dcx_kernels.kernels.reference.sample_convolution import (
+    sample_bias_grad,
+    sample_conv2d_dgrad,
+    sample_conv2d_fwd,
+    sample_conv2d_wgrad,
+)
+from dcx_kernels.kernels.reference.selection import select_channels
+from dcx_kernels.kernels.reference.slices import (
+    adamw_slices_,
+    gather_slices,
+    scatter_slices_,
+    sgd_slices_,
 )
 from dcx_kernels.kernels.reference.union import union_add
 from dcx_kernels.kernels.reference.weights import (
@@ -30,6 +54,7 @@ from dcx_kernels.kernels.reference.weights import (
 )
 
 __all__ = [
+    "adamw_slices_",
     "channel_batch_norm_bwd",
     "channel_batch_norm_fwd",
     "channel_conv2d_dgrad",
@@ -38,13 +63,31 @@ __all__ = [
     "channel_linear_dgrad",
     "channel_linear_fwd",
     "channel_linear_wgrad",
+    "fused_conv2d_dgrad",
+    "fused_conv2d_fwd",
+    "fused_conv2d_wgrad",
+    "gather",
     "gather_rows",
+    "gather_slices",
     "gather_vectors",
+    "k_winners",
+    "norm_act_bwd",
+    "norm_act_fwd",
+    "norm_fold",
+    "norm_fold_bwd",
     "number_through",
     "pack",
     "row_index",
+    "sample_bias_grad",
+    "sample_conv2d_dgrad",
+    "sample_conv2d_fwd",
+    "sample_conv2d_wgrad",
+    "scatter",
     "scatter_rows_",
+    "scatter_slices_",
     "scatter_vectors_",
+    "select_channels",
+    "sgd_slices_",
     "union_add",
     "unpack",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dcx_kernels.kernels.layout import layout
+
 __all__ = ["union_add"]
 
 
@@ -17,7 +19,7 @@ def union_add(a: Tensor, b: Tensor, a_idx: Tensor, b_idx: Tensor, num_out: int) 
     dtype = torch.promote_types(a.dtype, b.dtype)
     if a_idx.shape[0] < b_idx.shape[0]:
         a, b, a_idx, b_idx = b, a, b_idx, a_idx
-    if _is_channels_last(a) or _is_channels_last(b):
+    if torch.channels_last in (layout(a), layout(b)):
         total = _spread(a, a_idx, num_out) + _spread(b, b_idx, num_out)
         return total.contiguous(memory_format=torch.channels_last)
     if a_idx.shape[0] == num_out:
@@ -28,10 +30,6 @@ def union_add(a: Tensor, b: Tensor, a_idx: Tensor, b_idx: Tensor, num_out: int) 
     if b_idx.shape[0] == num_out:
         return y.add_(b)
     return y.index_add_(1, b_idx, b.to(dtype))
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.stride(1) == 1 and x.shape[2] * x.shape[3] != 1
 
 
 def _spread(x: Tensor, idx: Tensor, num_out: int) -> Tensor:
