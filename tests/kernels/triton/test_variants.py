@@ -25,9 +25,9 @@ BOUNDS = {
     # that are multiples of 16 bytes or not, where a tile may be fitted to loads of single elements
     "fwd": {"channel_conv2d_kernel": _CONV * 2 * (1 + 4)},
     "dgrad": {"channel_conv2d_kernel": _CONV * 2 * (1 + 4)},
-    # k and c allow loads of 16, of 4 bytes or of neither; depthwise filters, with three sizes of
-    # blocks and as many of loads, and those of a single channel
-    "wgrad": {"_conv_wgrad_kernel": _WGRAD * 3 * 3 + 3 * 3 + 1, "_sum_wgrad_kernel": 1},
+    # k and c allow loads of 16, of 4 bytes or of neither; the gradient is written at once, or as
+    # partial sums in float32; depthwise filters of one tile, one or several for a channel
+    "wgrad": {"_conv_wgrad_kernel": 2 * (_WGRAD * 3 * 3 + 3 * 3 + 3), "_sum_wgrad_kernel": 1},
     # rows or planes, whole vectors or not
     "batch norm fwd": {
         "_moments_kernel": 4,
