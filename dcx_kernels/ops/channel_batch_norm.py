@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcx_kernels.channel_set import ChannelSet, agree, known
+from dcx_kernels.channel_set import ChannelSet, agree
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
 from dcx_kernels.ops._library import register
+from dcx_kernels.ops._vectors import check_vector, compact_vector
 
 __all__ = ["ChannelBatchNormFunction", "channel_batch_norm"]
 
@@ -172,28 +173,13 @@ def channel_batch_norm(
         what = "more than 1 value per channel when training"
         raise ValueError(expected(what, f"input size {tuple(x.shape)}"))
     size = num_active if active is None else active.num_channels
-    _check_vector("running_mean", running_mean, size)
-    _check_vector("running_var", running_var, size)
-    _check_vector("weight", weight, size, num_active)
-    _check_vector("bias", bias, size, num_active)
+    check_vector("running_mean", running_mean, size)
+    check_vector("running_var", running_var, size)
+    check_vector("weight", weight, size, num_active)
+    check_vector("bias", bias, size, num_active)
     idx = None if active is None or active.is_full else active.to(x.device).indices
-    weight, bias = _compact(weight, idx), _compact(bias, idx)
+    weight, bias = compact_vector(weight, idx), compact_vector(bias, idx)
     y: Tensor = ChannelBatchNormFunction.apply(
         x, weight, bias, running_mean, running_var, idx, training, momentum, eps, relu, probe
     )
     return y
-
-
-def _check_vector(name: str, vector: Tensor | None, size: int, compact: int | None = None) -> None:
-    if vector is None or known(vector.shape[0] == size):
-        return
-    if compact is not None and agree(vector.shape[0], compact):
-        return
-    what = f"{size} values" if compact is None else f"{compact} (compact) or {size} (full) values"
-    raise ValueError(expected(what, tuple(vector.shape), name))
-
-
-def _compact(vector: Tensor | None, idx: Tensor | None) -> Tensor | None:
-    if vector is None or idx is None or known(vector.shape[0] == idx.shape[0]):
-        return vector
-    return vector.index_select(0, idx)

@@ -6,7 +6,6 @@ R S filter, G groups.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcx_kernels.channel_set import ChannelSet, agree, known
+from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
-from dcx_kernels.kernels.layout import layout
 from dcx_kernels.ops._autocast import autocast
+from dcx_kernels.ops._conv import (
+    as_compact,
+    batch_saliency,
+    count_macs,
+    fake_output,
+    groups_in,
+    index_list,
+    note_lengths,
+    pair,
+)
 from dcx_kernels.ops._library import register
-from dcx_kernels.ops.gather import gather_channels
-from dcx_kernels.ops.grouping import ONE_EACH, active_groups
+from dcx_kernels.ops.grouping import active_groups
 from dcx_kernels.ops.weights import pack_weight, unpack_weight
 
 __all__ = ["ChannelConv2dFunction", "channel_conv2d", "conv2d_padding"]
@@ -34,47 +41,14 @@ __all__ = ["ChannelConv2dFunction", "channel_conv2d", "conv2d_padding"]
 def _fwd(x: Tensor, *args: Any) -> Tensor:
     *args_, active = args
     kernels = backend.choose(x.device)
-    y: Tensor = kernels.channel_conv2d_fwd(x, *args_, _existing(active, x))
-    return y
-
-
-def _existing(active_groups: int, x: Tensor) -> int:
-    return x.shape[1] if active_groups == ONE_EACH else active_groups
-
-
-def _fwd_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    in_idx: Tensor | None,
-    out_idx: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    active_groups: int,
-) -> Tensor:
-    from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
-
-    out = weight.shape[0] if out_idx is None else out_idx.shape[0]
-    if has_free_unbacked_symbols([out, x.shape[1]]):  # torch's own fake asks for numbers
-        sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-        window = [(n + 2 * p - d * (r - 1) - 1) // s + 1 for n, r, s, p, d in sizes]
-        return torch.empty(
-            (x.shape[0], out, *window), dtype=x.dtype, device=x.device, memory_format=layout(x)
-        )
-    active = _existing(active_groups, x)
-    packed = weight.new_empty((out, x.shape[1] // active, *weight.shape[2:]))
-    y: Tensor = torch.ops.aten.convolution(
-        x, packed, None, stride, padding, dilation, False, [0, 0], active
-    )
+    y: Tensor = kernels.channel_conv2d_fwd(x, *args_, groups_in(active, x))
     return y
 
 
 def _dgrad(dy: Tensor, x: Tensor, *args: Any) -> Tensor:
     *args_, active = args
     kernels = backend.choose(dy.device)
-    dx: Tensor = kernels.channel_conv2d_dgrad(dy, x, *args_, _existing(active, x))
+    dx: Tensor = kernels.channel_conv2d_dgrad(dy, x, *args_, groups_in(active, x))
     return dx
 
 
@@ -85,7 +59,7 @@ def _dgrad_fake(dy: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Tensor:
 def _wgrad(dy: Tensor, x: Tensor, *args: Any) -> Tensor:
     *args_, active = args
     kernels = backend.choose(dy.device)
-    dw: Tensor = kernels.channel_conv2d_wgrad(dy, x, *args_, _existing(active, x))
+    dw: Tensor = kernels.channel_conv2d_wgrad(dy, x, *args_, groups_in(active, x))
     return dw.contiguous()  # as weights are, whatever the layout of x
 
 
@@ -98,25 +72,19 @@ def _wgrad_fake(
     dilation: Sequence[int],
     active_groups: int,
 ) -> Tensor:
-    return x.new_empty((dy.shape[1], x.shape[1] // _existing(active_groups, x), *kernel_size))
-
-
-def _macs(y: Sequence[int], channels: int, kernel: Sequence[int], active_groups: int) -> int:
-    """Count multiply-accumulates of y (N, k, P, Q) from c channels with an R x S filter."""
-    per_group = 1 if active_groups == ONE_EACH else channels // active_groups
-    return math.prod(y) * per_group * kernel[0] * kernel[1]
+    return x.new_empty((dy.shape[1], x.shape[1] // groups_in(active_groups, x), *kernel_size))
 
 
 def _fwd_flops(x: Any, weight: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
-    return 2 * _macs(out_shape, x[1], weight[2:], args[-1])
+    return 2 * count_macs(out_shape, x[1], weight[2:], args[-1])
 
 
 def _dgrad_flops(dy: Any, x: Any, weight: Any, *args: Any, **_: Any) -> int:
-    return 2 * _macs(dy, x[1], weight[2:], args[-1])
+    return 2 * count_macs(dy, x[1], weight[2:], args[-1])
 
 
 def _wgrad_flops(dy: Any, x: Any, kernel_size: Any, *args: Any, **_: Any) -> int:
-    return 2 * _macs(dy, x[1], kernel_size, args[-1])
+    return 2 * count_macs(dy, x[1], kernel_size, args[-1])
 
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
@@ -125,7 +93,7 @@ channel_conv2d_fwd = register(
     f"channel_conv2d_fwd(Tensor x, Tensor weight, Tensor? bias, {_LISTS}, {_GEOMETRY}, int groups,"
     " int active_groups) -> Tensor",
     _fwd,
-    _fwd_fake,
+    fake_output,
     _fwd_flops,
 )
 channel_conv2d_dgrad = register(
@@ -194,7 +162,7 @@ class ChannelConv2dFunction(torch.autograd.Function):
                 weight_c = weight
             bias_c = bias if bias is None or out_idx is None else bias[out_idx]
             assert dw is not None
-            dprobe = _batch_saliency(weight_c, dw, bias_c, db)
+            dprobe = batch_saliency(weight_c, dw, bias_c, db)
         elif ctx.has_probe:  # y again: what was saved may have been changed in place since
             y = channel_conv2d_fwd(x, weight, bias, *lists, *ctx.geometry)
             dprobe = (dy.to(torch.promote_types(dy.dtype, torch.float32)) * y).flatten(2).sum(2)
@@ -203,16 +171,6 @@ class ChannelConv2dFunction(torch.autograd.Function):
         if db is not None and out_idx is not None:
             db = torch.zeros_like(bias).index_copy_(0, out_idx, db)
         return dx, dw, db, None, None, None, dprobe
-
-
-def _batch_saliency(weight: Tensor, dw: Tensor, bias: Tensor | None, db: Tensor | None) -> Tensor:
-    """Sum of (dL/dy) y over batch and pixels, from weights and their gradients: no pass over y."""
-    acc = torch.promote_types(weight.dtype, torch.float32)
-    signed = (weight.to(acc) * dw).flatten(1).sum(1)
-    if bias is not None:
-        assert db is not None
-        signed = signed + bias.to(acc) * db
-    return signed
 
 
 # --- the operator ---------------------------------------------------------------------------------
@@ -272,18 +230,18 @@ def channel_conv2d(
     if x.dim() != 4:
         raise ValueError(expected("x of shape (N, C, H, W) or (C, H, W)", tuple(x.shape), "x"))
     if in_active is not None:
-        x = _as_compact(x, in_active)
+        x = as_compact(x, in_active)
     if not packed:
         _check_full_weight(x, weight, bias, groups, in_active, out_active)
     active = existing_groups
     if active is None:
         active = active_groups(groups, in_active, out_active)
     if packed and torch.compiler.is_compiling():
-        _note_lengths(x, weight, bias, out_active, active)
-    window = _pair(stride), _pair(dilation)
+        note_lengths(x, weight, bias, out_active, active)
+    window = pair(stride), pair(dilation)
     x, pads = conv2d_padding(x, weight.shape[2:], window[0], padding, window[1])
     x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
-    lists = (None, None) if packed else (_list(in_active, x), _list(out_active, x))
+    lists = (None, None) if packed else (index_list(in_active, x), index_list(out_active, x))
     geometry = (window[0], pads, window[1], active if packed else groups, active)
     y: Tensor = ChannelConv2dFunction.apply(x, weight, bias, *lists, geometry, probe)
     return y
@@ -298,7 +256,7 @@ def conv2d_padding(
 ) -> tuple[Tensor, list[int]]:
     """Resolve ``padding``; an uneven ``"same"`` pads x by the odd pixel at the end, as torch."""
     if not isinstance(padding, str):
-        return x, _pair(padding)
+        return x, pair(padding)
     if padding == "valid":
         return x, [0, 0]
     if padding != "same":
@@ -309,18 +267,6 @@ def conv2d_padding(
     if any(t % 2 for t in total):
         x = F.pad(x, [0, total[1] % 2, 0, total[0] % 2])
     return x, [t // 2 for t in total]
-
-
-def _as_compact(x: Tensor, active: ChannelSet) -> Tensor:
-    if known(x.shape[1] == len(active)):
-        return x
-    if not known(x.shape[1] == active.num_channels):
-        if torch.compiler.is_compiling():  # a length that only the run knows
-            torch._check(x.shape[1] == len(active))
-            return x
-        what = f"{active.num_channels} (dense) or {len(active)} (compact) input channels"
-        raise ValueError(expected(what, x.shape[1], "x"))
-    return gather_channels(x, active)
 
 
 def _check_full_weight(
@@ -345,27 +291,3 @@ def _check_full_weight(
     if out_active is not None and out_active.num_channels != weight.shape[0]:
         what = f"out_active of {weight.shape[0]} channels"
         raise ValueError(expected(what, out_active.num_channels, "weight"))
-
-
-def _note_lengths(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out_active: ChannelSet | None, active: int
-) -> None:
-    """Tell torch.compile, which knows no length of a packed tensor, what they have in common."""
-    out = weight.shape[0] if out_active is None else len(out_active)
-    lengths = [(weight.shape[0], out)]
-    if active != ONE_EACH:
-        lengths.append((weight.shape[1] * active, x.shape[1]))
-    if bias is not None:
-        lengths.append((bias.shape[0], out))
-    assert all(agree(length, wanted) for length, wanted in lengths)
-
-
-def _list(active: ChannelSet | None, like: Tensor) -> Tensor | None:
-    return None if active is None or active.is_full else active.to(like.device).indices
-
-
-def _pair(value: int | Sequence[int]) -> list[int]:
-    if isinstance(value, int):
-        return [value, value]
-    pair = list(value)
-    return pair * 2 if len(pair) == 1 else pair

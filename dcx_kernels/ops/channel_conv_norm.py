@@ -13,6 +13,7 @@ R S filter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,13 +23,13 @@ from torch import Tensor
 from dcx_kernels.channel_set import ChannelSet, agree
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels.norm import Norm
+from dcx_kernels.kernels.window import output_pixels
 from dcx_kernels.ops._autocast import autocast
-from dcx_kernels.ops.channel_batch_norm import _check_vector, _compact
-from dcx_kernels.ops.channel_conv2d import _as_compact, _list, _note_lengths, _pair
+from dcx_kernels.ops._conv import as_compact, index_list, note_lengths, pair
+from dcx_kernels.ops._vectors import check_vector, compact_vector
 from dcx_kernels.ops.conv_norm_functions import (
     ConvNormActFunction,
     ConvNormFunction,
-    Geometry,
     NormActFunction,
     NormConvFunction,
 )
@@ -97,7 +98,7 @@ def channel_conv_norm(
         raise ValueError(expected("running statistics in evaluation", "None"))
     arguments = _conv_arguments(x, x_norm, conv)
     x, geometry = arguments[0], arguments[-1]
-    pixels = _pixels(x, conv.weight, geometry)
+    pixels = math.prod(output_pixels(x.shape[2:], conv.weight.shape[2:], *geometry[:3]))
     if norm.training and x.shape[0] * pixels == 1:
         what = "more than 1 value per channel when training"
         raise ValueError(expected(what, f"{x.shape[0]} sample of {pixels} pixel"))
@@ -132,18 +133,18 @@ def _conv_arguments(x: Tensor, x_norm: Norm | None, conv: Conv2d) -> tuple[Any, 
         if not (agree(x.shape[1], count) and agree(x_norm.center.shape[0], count)):
             raise ValueError(expected(f"compact x of {count} channels", tuple(x.shape), "x"))
     elif conv.in_active is not None:
-        x = _as_compact(x, conv.in_active)
+        x = as_compact(x, conv.in_active)
     active = conv.existing_groups
     if active is None:
         active = active_groups(conv.groups, conv.in_active, conv.out_active)
     weight, bias = conv.weight, conv.bias
     if conv.packed and torch.compiler.is_compiling():
-        _note_lengths(x, weight, bias, conv.out_active, active)
+        note_lengths(x, weight, bias, conv.out_active, active)
     x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
     lists = (None, None)
     if not conv.packed:
-        lists = (_list(conv.in_active, x), _list(conv.out_active, x))  # type: ignore[assignment]
-    window = _pair(conv.stride), _pair(conv.padding), _pair(conv.dilation)
+        lists = (index_list(conv.in_active, x), index_list(conv.out_active, x))  # type: ignore[assignment]
+    window = pair(conv.stride), pair(conv.padding), pair(conv.dilation)
     geometry = (*window, active if conv.packed else conv.groups, active)
     return x, *(x_norm or (None, None, None)), weight, bias, *lists, geometry
 
@@ -156,16 +157,9 @@ def _norm_vectors(
     if active is not None and not agree(channels, len(active)):
         raise ValueError(expected(f"{len(active)} channels", channels, "norm"))
     size = channels if active is None else active.num_channels
-    _check_vector("running_mean", norm.running_mean, size)
-    _check_vector("running_var", norm.running_var, size)
-    _check_vector("weight", norm.weight, size, channels)
-    _check_vector("bias", norm.bias, size, channels)
-    idx = _list(active, x)
-    return _compact(norm.weight, idx), _compact(norm.bias, idx), idx
-
-
-def _pixels(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
-    stride, padding, dilation = geometry[:3]
-    window = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    p, q = ((n + 2 * pad - d * (r - 1) - 1) // s + 1 for n, r, s, pad, d in window)
-    return p * q
+    check_vector("running_mean", norm.running_mean, size)
+    check_vector("running_var", norm.running_var, size)
+    check_vector("weight", norm.weight, size, channels)
+    check_vector("bias", norm.bias, size, channels)
+    idx = index_list(active, x)
+    return compact_vector(norm.weight, idx), compact_vector(norm.bias, idx), idx

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dcx_kernels.kernels.norm import Norm, NormGrad
-from dcx_kernels.ops.channel_conv2d import _batch_saliency
+from dcx_kernels.ops._conv import batch_saliency
 from dcx_kernels.ops.fused_conv2d import (
     flat_grad,
     fused_conv2d_dgrad,
@@ -131,7 +131,7 @@ class NormConvFunction(torch.autograd.Function):
                 *_, groups, active = ctx.geometry
                 packed = pack_weight(weight, out_idx, in_idx, groups, active)
                 packed_bias = bias if bias is None or out_idx is None else bias[out_idx]
-            dprobe = _batch_saliency(packed, dw, packed_bias, db)
+            dprobe = batch_saliency(packed, dw, packed_bias, db)
         elif ctx.has_probe:  # y again: what was returned may have been changed in place since
             y, _, _ = fused_conv2d_fwd(
                 x, scale, center, shift, weight, bias, in_idx, out_idx, *ctx.geometry, False

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dcx_kernels.kernels import backend, reference
 from dcx_kernels.kernels.norm import Norm, NormGrad
+from dcx_kernels.ops._conv import count_macs, fake_output, groups_in
 from dcx_kernels.ops._library import register
-from dcx_kernels.ops.channel_conv2d import _existing, _fwd_fake, _macs
 
 __all__ = [
     "as_norm",
@@ -86,7 +86,7 @@ def _fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *args_, active, statistics = args
     out: tuple[Tensor, Tensor, Tensor] = _kernel("fused_conv2d_fwd", x)(
-        x, as_norm(scale, center, shift), *args_, _existing(active, x), statistics
+        x, as_norm(scale, center, shift), *args_, groups_in(active, x), statistics
     )
     return out
 
@@ -95,7 +95,7 @@ def _fused_fwd_fake(
     x: Tensor, scale: Any, center: Any, shift: Any, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *args_, statistics = args
-    y = _fwd_fake(x, *args_)
+    y = fake_output(x, *args_)
     channels = y.shape[1] if statistics else 0
     return y, _vector(y, channels), _vector(y, channels)
 
@@ -103,7 +103,7 @@ def _fused_fwd_fake(
 def _dgrad(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, scale, center, shift, *args_, active, per_sample = args[7:]
     out: tuple[Tensor, Tensor, Tensor] = _kernel("fused_conv2d_dgrad", x)(
-        dy, _as_grad(*args[:7]), x, as_norm(scale, center, shift), *args_, _existing(active, x),
+        dy, _as_grad(*args[:7]), x, as_norm(scale, center, shift), *args_, groups_in(active, x),
         per_sample,
     )  # fmt: skip
     return out
@@ -120,28 +120,28 @@ def _dgrad_fake(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _wgrad(dy: Tensor, *args: Any) -> Tensor:
     x, scale, center, shift, *args_, active = args[7:]
     dw: Tensor = _kernel("fused_conv2d_wgrad", x)(
-        dy, _as_grad(*args[:7]), x, as_norm(scale, center, shift), *args_, _existing(active, x)
+        dy, _as_grad(*args[:7]), x, as_norm(scale, center, shift), *args_, groups_in(active, x)
     )
     return dw.contiguous()  # as weights are, whatever the layout of x
 
 
 def _wgrad_fake(dy: Tensor, *args: Any) -> Tensor:
     x, kernel_size, active = args[7], args[11], args[-1]
-    shape = (dy.shape[1], x.shape[1] // _existing(active, x), *kernel_size)
+    shape = (dy.shape[1], x.shape[1] // groups_in(active, x), *kernel_size)
     dw: Tensor = x.new_empty(shape)
     return dw
 
 
 def _fwd_flops(x: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
-    return 2 * _macs(out_shape[0], x[1], args[3][2:], args[-2])
+    return 2 * count_macs(out_shape[0], x[1], args[3][2:], args[-2])
 
 
 def _dgrad_flops(dy: Any, *args: Any, **_: Any) -> int:
-    return 2 * _macs(dy, args[7][1], args[11][2:], args[-2])
+    return 2 * count_macs(dy, args[7][1], args[11][2:], args[-2])
 
 
 def _wgrad_flops(dy: Any, *args: Any, **_: Any) -> int:
-    return 2 * _macs(dy, args[7][1], args[11], args[-1])
+    return 2 * count_macs(dy, args[7][1], args[11], args[-1])
 
 
 _NORM = "Tensor? x_scale, Tensor? x_center, Tensor? x_shift"

@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
 from dcx_kernels.kernels.layout import layout
+from dcx_kernels.kernels.window import output_pixels
 from dcx_kernels.ops._autocast import autocast
+from dcx_kernels.ops._conv import pair
 from dcx_kernels.ops._library import register
 
 __all__ = ["SampleConv2dFunction", "sample_conv2d"]
@@ -41,8 +43,7 @@ def _fwd_fake(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    window = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    pixels = [(n + 2 * p - d * (r - 1) - 1) // s + 1 for n, r, s, p, d in window]
+    pixels = output_pixels(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     num_out = weight.shape[0] if out_idx is None else out_idx.shape[1]
     shape = (x.shape[0], num_out, *pixels)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
@@ -205,10 +206,6 @@ def sample_conv2d(
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(expected(f"{weight.shape[0]} values", tuple(bias.shape), "bias"))
     x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
-    window = _pair(stride), _pair(padding), _pair(dilation)
+    window = pair(stride), pair(padding), pair(dilation)
     y: Tensor = SampleConv2dFunction.apply(x, weight, bias, in_idx, out_idx, window)
     return y
-
-
-def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dcx_kernels.kernels.reference.vectors import per_channel, select
 from dcx_kernels.kernels.reference.weights import pack
+from dcx_kernels.kernels.window import output_pixels
 
 __all__ = [
     "channel_conv2d_dgrad",
@@ -67,8 +68,7 @@ def _nothing_convolved(
 
     torch's own convolution returns an output of the input's shape there.
     """
-    window = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    pixels = [(n + 2 * p - d * (r - 1) - 1) // s + 1 for n, r, s, p, d in window]
+    pixels = output_pixels(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     y = x.new_zeros((x.shape[0], weight.shape[0], *pixels))
     return y if bias is None else y + per_channel(bias, y)
 

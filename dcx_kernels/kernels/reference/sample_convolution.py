@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dcx_kernels.kernels.layout import layout
+from dcx_kernels.kernels.window import output_pixels
 
 __all__ = [
     "sample_bias_grad",
@@ -49,7 +50,8 @@ def sample_conv2d_fwd(
     filters = _filters(weight, in_idx, out_idx, samples)
     biases = None if bias is None else bias[_listed(out_idx, samples, weight.shape[0], bias)]
     if x.numel() == 0 or filters.numel() == 0:
-        shape = (samples, filters.shape[1], *_pixels(x, weight, stride, padding, dilation))
+        pixels = output_pixels(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+        shape = (samples, filters.shape[1], *pixels)
         y = _empty(shape, like=x).zero_()
         return y if biases is None else y + biases[:, :, None, None]
     y = torch.convolution(
@@ -147,17 +149,6 @@ def _apart(joined: Tensor, samples: int, like: Tensor) -> Tensor:
 
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout(like))
-
-
-def _pixels(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    window = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    return [(n + 2 * p - d * (r - 1) - 1) // s + 1 for n, r, s, p, d in window]
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -16,7 +16,9 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["Axis", "dgrad_axes", "fwd_axis", "out_size"]
+from dcx_kernels.kernels.window import output_pixels
+
+__all__ = ["Axis", "dgrad_axes", "fwd_axis"]
 
 
 class Axis(NamedTuple):
@@ -33,14 +35,9 @@ class Axis(NamedTuple):
     step: int
 
 
-def out_size(size: int, taps: int, stride: int, padding: int, dilation: int) -> int:
-    """Return the pixels that come out of ``size`` pixels."""
-    return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-
-
 def fwd_axis(size: int, taps: int, stride: int, padding: int, dilation: int) -> Axis:
     """Return the map of a forward pass over ``size`` input pixels."""
-    outputs = out_size(size, taps, stride, padding, dilation)
+    (outputs,) = output_pixels([size], [taps], [stride], [padding], [dilation])
     return Axis(outputs, 1, 0, stride, -padding, taps, dilation, 0, 1)
 
 

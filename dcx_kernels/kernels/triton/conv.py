@@ -189,12 +189,10 @@ def channel_conv2d_kernel(
         tile = one_set * num_partials + first_tile + tile_m
         to = partial_ptr + tile.to(tl.int64) * 2 * all_j + j
         if MOMENTS:  # of what was stored; about this tile's own mean: nothing cancels
-            count = tl.minimum(BLOCK_M, rows - tile_m * BLOCK_M)
             v = out.to(tl.float32)
-            near = tl.sum(tl.where(ok, v, 0.0), 0) / count
-            deviation = tl.where(ok, v - near[None, :], 0.0)
-            off = tl.sum(deviation, 0) / count  # what rounding left of the mean
-            first, second = near + off, tl.sum(deviation * deviation, 0) - count * off * off
+            first = tl.sum(tl.where(ok, v, 0.0), 0) / tl.minimum(BLOCK_M, rows - tile_m * BLOCK_M)
+            deviation = tl.where(ok, v - first[None, :], 0.0)
+            second = tl.sum(deviation * deviation, 0)
         else:
             first, second = tl.sum(dh * centered, 0), tl.sum(dh, 0)
         tl.store(to, first, mask=ok_j)
