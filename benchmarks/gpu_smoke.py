@@ -19,7 +19,9 @@ import dcx_kernels as dcx
 from benchmarks.arms import HYPER
 from benchmarks.gpu import require_gpu
 from benchmarks.gpu_cases import backend_of
+from benchmarks.harness import environment_set
 from benchmarks.problem import Problem, SetStream, Structure
+from dcx_kernels.kernels.norm import Norm, NormGrad
 from dcx_kernels.kernels.slices import Slice
 
 __all__ = ["CALLS", "main", "smoke_kernels", "smoke_networks"]
@@ -56,15 +58,15 @@ def smoke_kernels(device: str, kernels: ModuleType | None = None) -> int:
     for form in (torch.channels_last, torch.contiguous_format):
         for k, c in _SHAPES:
             for name, make in CALLS.items():
-                find = backend_of
-                function = getattr(kernels or find(device), name)
-                exactly = getattr(find("cpu", "reference"), name)
+                function = getattr(kernels or backend_of(device), name)
+                exactly = getattr(backend_of("cpu", "reference"), name)
                 arguments = make(k, c, form)
                 exact = _flat(exactly(*_moved(arguments, "cpu", torch.float64)))
-                actual = _flat(function(*_moved(arguments, device, torch.bfloat16)))
+                with environment_set({"DCX_CONV": "own"}):
+                    actual = _flat(function(*_moved(arguments, device, torch.bfloat16)))
                 for a, b in zip(actual, exact, strict=True):
-                    error = float(torch.linalg.vector_norm(a.cpu().double() - b))
-                    bound = _TOLERANCE * float(torch.linalg.vector_norm(b)) + _TOLERANCE
+                    error = float(torch.linalg.vector_norm(a.cpu().double() - b.double()))
+                    bound = _TOLERANCE * float(torch.linalg.vector_norm(b.double())) + _TOLERANCE
                     if not error <= bound:
                         raise AssertionError(
                             f"{name} k={k} c={c} {form}: {error:.2e} > {bound:.2e}"
@@ -154,15 +156,86 @@ def _gather(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
     return [full, torch.randn(2 * k + 1)], [(full.shape, out, into), ((2 * k + 1,), out, None)]
 
 
+def _norm(channels: int) -> Norm:
+    return Norm(torch.rand(channels), torch.rand(channels), torch.rand(channels))
+
+
+def _fused_fwd(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    x, *rest = _fwd(k, c, form)
+    return x, _norm(c), *rest, True
+
+
+def _fused_dgrad(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    dy, x, *rest = _dgrad(k, c, form)
+    return dy, _norm_grad(dy), x, _norm(c), *rest, False
+
+
+def _fused_wgrad(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    dy, x, *rest = _wgrad(k, c, form)
+    return dy, _norm_grad(dy), x, _norm(c), *rest
+
+
+def _norm_grad(dy: Tensor) -> NormGrad:
+    norm, (slope, offset, _) = _norm(dy.shape[1]), _norm(dy.shape[1])
+    return NormGrad(torch.randn_like(dy), norm.center, slope, offset, norm, True)
+
+
+def _lists(k: int, c: int) -> tuple[Tensor, Tensor]:
+    """Return c of 2 c + 1 and k of 2 k + 1 channels, others for each of two samples."""
+    pairs = (torch.stack([torch.arange(n), torch.arange(n) + n + 1]) for n in (c, k))
+    return next(pairs), next(pairs)
+
+
+def _sample_fwd(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    x, full, bias, _, _, *window, _, _ = _fwd(k, c, form)
+    return x, full, bias, *_lists(k, c), *window
+
+
+def _sample_dgrad(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    dy, x, full, _, _, *window, _, _ = _dgrad(k, c, form)
+    return dy, x, full, *_lists(k, c), *window
+
+
+def _sample_wgrad(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    dy, x, full, _, _, *window, _, _ = _dgrad(k, c, form)
+    return dy, x, list(full.shape), *_lists(k, c), *window
+
+
+def _channels(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    return _image(2 * k + 1, form), torch.arange(1, 2 * k + 1, 2), 1
+
+
+def _places(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    return _image(k, form), torch.arange(1, 2 * k + 1, 2), 1, 2 * k + 1
+
+
+def _select(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    return torch.randint(5, (k + c,)).float(), [k, c], k + c - 1, 1
+
+
+def _winners(k: int, c: int, form: torch.memory_format) -> tuple[Any, ...]:
+    return torch.randint(5, (2, k + c)).float(), c
+
+
 # function of a backend -> its arguments for k outputs and c inputs
 CALLS: dict[str, Callable[[int, int, torch.memory_format], tuple[Any, ...]]] = {
     "channel_conv2d_fwd": _fwd,
     "channel_conv2d_dgrad": _dgrad,
     "channel_conv2d_wgrad": _wgrad,
+    "fused_conv2d_fwd": _fused_fwd,
+    "fused_conv2d_dgrad": _fused_dgrad,
+    "fused_conv2d_wgrad": _fused_wgrad,
+    "sample_conv2d_fwd": _sample_fwd,
+    "sample_conv2d_dgrad": _sample_dgrad,
+    "sample_conv2d_wgrad": _sample_wgrad,
     "channel_batch_norm_fwd": _norm_fwd,
     "channel_batch_norm_bwd": _norm_bwd,
     "union_add": _union,
+    "gather": _channels,
+    "scatter": _places,
     "gather_slices": _gather,
+    "select_channels": _select,
+    "k_winners": _winners,
 }
 
 
@@ -173,7 +246,9 @@ def _moved(value: Any, device: str, dtype: torch.dtype) -> Any:
             wide = torch.promote_types(dtype, torch.float32)
             value = value.to(torch.bfloat16).to(dtype) if value.dim() == 4 else value.to(wide)
         return value.to(device)
-    if isinstance(value, tuple) and len(value) == 3 and isinstance(value[1], Tensor):
+    if isinstance(value, (Norm, NormGrad)):
+        return type(value)(*(_moved(part, device, dtype) for part in value))
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):  # shape and lists
         return Slice(value[0], *_moved(list(value[1:]), device, dtype))
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         return type(value)(_moved(part, device, dtype) for part in value)

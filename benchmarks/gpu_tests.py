@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tests_command(jobs: int) -> list[str]:
     """Return the command line of pytest, in parallel where pytest-xdist is installed."""
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu_tests", "--durations=15"]
+    command += ["-W", "default"]  # a machine's own versions may warn of what ours do not
     command += ["-p", "no:benchmark"]  # it warns of pytest-xdist, and warnings are errors
     if jobs > 1 and _installed("xdist"):
         # neighbours compile the same kernels: they stay in one process as long as all are busy
