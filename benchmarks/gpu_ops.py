@@ -38,6 +38,7 @@ from benchmarks.gpu_plan import (
     warm_share,
 )
 from benchmarks.gpu_timer import Samples, Timer
+from benchmarks.harness import cudnn_flags
 from benchmarks.problem import Problem
 from benchmarks.rows import GpuOpRow, RowWriter
 
@@ -210,13 +211,8 @@ def measure_case(
 
 def _exactly(truth: Callable[[], Tensor]) -> Tensor:
     """Run without tf32, and without tuning: nobody times it."""
-    flags = torch.backends.cudnn
-    before = flags.allow_tf32, flags.benchmark
-    flags.allow_tf32, flags.benchmark = False, False
-    try:
+    with cudnn_flags(benchmark=False, allow_tf32=False):
         return truth().double()
-    finally:
-        flags.allow_tf32, flags.benchmark = before
 
 
 def _result(case: Case, arm: str, truth: Tensor) -> Tensor:

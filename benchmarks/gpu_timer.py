@@ -17,7 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from benchmarks.harness import Arm, PhaseClock, Timing, environment_set, order_of_round
+from benchmarks.harness import (
+    Arm,
+    PhaseClock,
+    Timing,
+    cudnn_flags,
+    environment_set,
+    order_of_round,
+)
 
 __all__ = ["CudaTimer", "HostTimer", "Samples", "StepTiming", "Timer"]
 
@@ -189,7 +196,10 @@ def _interleave_steps(
         for number in range(-warmup, rounds):
             gc.collect()
             for index in order_of_round(len(arms), number):
-                with _tuned(arms[index]), environment_set(getattr(arms[index], "settings", {})):
+                arm = arms[index]
+                # cuDNN tunes itself where shapes stay: for new ones it takes seconds
+                tuned = cudnn_flags(benchmark=arm.regime != "varying")
+                with tuned, environment_set(getattr(arm, "settings", {})):
                     clock, elapsed, host = once(arms[index], short[index])
                 if number < 0:
                     short[index] = elapsed < _OVERLAPPED_MS
@@ -202,17 +212,6 @@ def _interleave_steps(
 
 def _nothing() -> None:
     """Prepare a call that needs nothing."""
-
-
-@contextmanager
-def _tuned(arm: Arm) -> Iterator[None]:
-    """Let cuDNN tune itself for an arm whose shapes stay: for new ones it takes seconds."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = arm.regime != "varying"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 
 __all__ = [
-    "PHASES", "Arm", "PhaseClock", "Timing", "environment_set", "measure", "order_of_round",
-    "ratio",
+    "PHASES", "Arm", "PhaseClock", "Timing", "cudnn_flags", "environment_set", "measure",
+    "order_of_round", "ratio",
 ]  # fmt: skip
 
 PHASES = ("set_active", "zero_grad", "forward", "backward", "saliency", "optimizer")
@@ -130,6 +131,20 @@ def order_of_round(count: int, number: int) -> list[int]:
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
     """Return the quotient, or None if one of them was not measured."""
     return None if numerator is None or denominator is None else numerator / denominator
+
+
+@contextmanager
+def cudnn_flags(benchmark: bool, allow_tf32: bool | None = None) -> Iterator[None]:
+    """Set flags of cuDNN for a while; ``allow_tf32`` None leaves that as it is.
+
+    A library may forbid to set them for good, as torch's own test helpers do.
+    """
+    flags = torch.backends.cudnn
+    tf32 = flags.allow_tf32 if allow_tf32 is None else allow_tf32
+    settings = {"enabled": flags.enabled, "benchmark": benchmark, "benchmark_limit": None}
+    settings |= {"deterministic": flags.deterministic, "allow_tf32": tf32}
+    with flags.flags(**settings):
+        yield
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class Tile(NamedTuple):
 
 
 # elements a thread may hold; with more, registers spill (seen in machine code for sm_80 and sm_90)
-_LOADED, _LOADED_AND_FUSED, _ACCUMULATED = 24, 16, 32
+_LOADED, _LOADED_AND_FUSED, _COMPUTED, _ACCUMULATED = 24, 16, 32, 32
 
 
 def fitted(
@@ -76,9 +76,10 @@ def fitted(
         pairs: the gradient is computed from two operands while it is loaded.
         epilogue: the result is reduced, too, or masked.
     """
-    busy = pairs or epilogue
-    loaded = _LOADED_AND_FUSED if busy else _LOADED
+    loaded = _LOADED_AND_FUSED if pairs or epilogue else _LOADED
     staged = scalar and itemsize < 4  # four bytes go past the registers
+    if pairs and kind == "wgrad" and not staged:  # both operands are computed
+        staged, loaded = True, _COMPUTED
     # operands on their way leave less room for accumulators
     bounded = pairs or (staged and kind == "conv")
     if pairs:

@@ -32,13 +32,11 @@ GROUPS = {"one": (5, 3, 1), "groups": (6, 4, 2), "depthwise": (3, 3, 3), "multip
 @pytest.fixture(autouse=True)
 def _poisoned() -> Iterator[None]:
     """Fill fresh memory with NaN, and keep fp32 exact on a GPU."""
-    tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
+    with torch.backends.cudnn.flags(enabled=True, benchmark_limit=None, allow_tf32=False):
+        yield
     torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _inside(x: Tensor, spare: int = 3, before: int = 2) -> Tensor:
