@@ -6,6 +6,7 @@ accumulates rows x out over inner, a gradient of a weight out x inner over rows.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 __all__ = ["SHARED_LIMIT", "Kind", "Tile", "fitted"]
@@ -58,6 +59,7 @@ class Tile(NamedTuple):
 _LOADED, _LOADED_AND_FUSED, _COMPUTED, _ACCUMULATED = 24, 16, 32, 32
 
 
+@functools.cache  # asked several times a launch
 def fitted(
     kind: Kind,
     tile: Tile,

@@ -5,13 +5,12 @@ A `Norm` is three tensors in a schema, a `NormGrad` six and a flag.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcx_kernels.kernels import backend, reference
+from dcx_kernels.kernels import backend
 from dcx_kernels.kernels.norm import Norm, NormGrad
 from dcx_kernels.ops._conv import count_macs, fake_output, groups_in
 from dcx_kernels.ops._library import register
@@ -71,13 +70,6 @@ def _vector(like: Tensor, *shape: Any) -> Tensor:
     return like.new_empty(shape, dtype=_accumulator(like))
 
 
-def _kernel(name: str, x: Tensor) -> Callable[..., Any]:
-    """Return a kernel of the backend that serves x, or its definition: fusing may be forced."""
-    kernels = backend.choose(x.device)
-    kernel: Callable[..., Any] = getattr(kernels, name, None) or getattr(reference, name)
-    return kernel
-
-
 # --- convolution ----------------------------------------------------------------------------------
 
 
@@ -85,7 +77,7 @@ def _fwd(
     x: Tensor, scale: Tensor | None, center: Tensor | None, shift: Tensor | None, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *args_, active, statistics = args
-    out: tuple[Tensor, Tensor, Tensor] = _kernel("fused_conv2d_fwd", x)(
+    out: tuple[Tensor, Tensor, Tensor] = backend.choose(x.device).fused_conv2d_fwd(
         x, as_norm(scale, center, shift), *args_, groups_in(active, x), statistics
     )
     return out
@@ -102,7 +94,7 @@ def _fused_fwd_fake(
 
 def _dgrad(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, scale, center, shift, *args_, active, per_sample = args[7:]
-    out: tuple[Tensor, Tensor, Tensor] = _kernel("fused_conv2d_dgrad", x)(
+    out: tuple[Tensor, Tensor, Tensor] = backend.choose(x.device).fused_conv2d_dgrad(
         dy, _as_grad(*args[:7]), x, as_norm(scale, center, shift), *args_, groups_in(active, x),
         per_sample,
     )  # fmt: skip
@@ -119,7 +111,7 @@ def _dgrad_fake(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _wgrad(dy: Tensor, *args: Any) -> Tensor:
     x, scale, center, shift, *args_, active = args[7:]
-    dw: Tensor = _kernel("fused_conv2d_wgrad", x)(
+    dw: Tensor = backend.choose(x.device).fused_conv2d_wgrad(
         dy, _as_grad(*args[:7]), x, as_norm(scale, center, shift), *args_, groups_in(active, x)
     )
     return dw.contiguous()  # as weights are, whatever the layout of x
@@ -178,7 +170,7 @@ fused_conv2d_wgrad = register(
 
 
 def _act_fwd(y: Tensor, scale: Tensor, center: Tensor, shift: Tensor, relu: bool) -> Tensor:
-    z: Tensor = _kernel("norm_act_fwd", y)(y, Norm(scale, center, shift), relu)
+    z: Tensor = backend.choose(y.device).norm_act_fwd(y, Norm(scale, center, shift), relu)
     return z
 
 
@@ -195,7 +187,7 @@ def _act_bwd(
     relu: bool,
     per_sample: bool,
 ) -> tuple[Tensor, Tensor]:
-    norm, kernel = Norm(scale, center, shift), _kernel("norm_act_bwd", y)
+    norm, kernel = Norm(scale, center, shift), backend.choose(y.device).norm_act_bwd
     sums: tuple[Tensor, Tensor] = kernel(dz, y, norm, relu, per_sample)
     return sums
 
@@ -206,7 +198,9 @@ def _act_bwd_fake(dz: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fold(mean: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    vectors: tuple[Tensor, Tensor, Tensor, Tensor] = _kernel("norm_fold", mean)(mean, *args)
+    vectors: tuple[Tensor, Tensor, Tensor, Tensor] = backend.choose(mean.device).norm_fold(
+        mean, *args
+    )
     return vectors
 
 
@@ -234,7 +228,7 @@ def _fold_fake(
 
 def _fold_bwd(dscale: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grads: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-    grads = _kernel("norm_fold_bwd", dscale)(dscale, *args)
+    grads = backend.choose(dscale.device).norm_fold_bwd(dscale, *args)
     return grads
 
 

@@ -44,12 +44,9 @@ from dcx_kernels.kernels.reference.slices import (
 from dcx_kernels.kernels.reference.union import union_add
 from dcx_kernels.kernels.reference.weights import (
     gather_rows,
-    gather_vectors,
-    number_through,
     pack,
     row_index,
     scatter_rows_,
-    scatter_vectors_,
     unpack,
 )
 
@@ -69,13 +66,11 @@ __all__ = [
     "gather",
     "gather_rows",
     "gather_slices",
-    "gather_vectors",
     "k_winners",
     "norm_act_bwd",
     "norm_act_fwd",
     "norm_fold",
     "norm_fold_bwd",
-    "number_through",
     "pack",
     "row_index",
     "sample_bias_grad",
@@ -85,7 +80,6 @@ __all__ = [
     "scatter",
     "scatter_rows_",
     "scatter_slices_",
-    "scatter_vectors_",
     "select_channels",
     "sgd_slices_",
     "union_add",

@@ -7,16 +7,19 @@ What does make a variant is written as a ``tl.constexpr`` flag, and those are fe
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import triton
 from torch import Tensor
 
-__all__ = ["INTERPRETED", "aligned", "cdiv", "kernel", "on", "serves"]
+__all__ = ["INTERPRETED", "aligned", "cdiv", "kernel", "on", "serves", "unless_float64"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -57,3 +60,16 @@ def on(x: Tensor) -> AbstractContextManager[Any]:
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         return torch.cuda.device(x.device)
     return nullcontext()
+
+
+def unless_float64(own: F, exact: F) -> F:
+    """Return ``own`` with ``exact`` in its place where the first operand is float64.
+
+    No GPU that trains networks is fast at it, and kernels compute in fp32.
+    """
+
+    @functools.wraps(own)
+    def run(x: Tensor, *args: Any) -> Any:
+        return (exact if x.dtype == torch.float64 else own)(x, *args)
+
+    return cast(F, run)

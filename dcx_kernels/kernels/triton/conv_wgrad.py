@@ -20,10 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dcx_kernels.kernels import tiles
+from dcx_kernels.kernels import reference, tiles
 from dcx_kernels.kernels.norm import Norm, NormGrad
-from dcx_kernels.kernels.reference import convolution, sample_convolution
-from dcx_kernels.kernels.reference.vectors import per_channel
 from dcx_kernels.kernels.triton._launch import aligned, cdiv, kernel, on
 from dcx_kernels.kernels.triton._math import cast, dot
 from dcx_kernels.kernels.triton._operands import activate, gradient_before, gradient_behind
@@ -301,9 +299,7 @@ def channel_conv2d_wgrad(
         return x.new_zeros(shape)
     geometry = (kernel_size, stride, padding, dilation, active_groups)
     if x.dtype == torch.float64:
-        x = x if x_norm is None else _activated(x, x_norm)
-        dy = dy if dy_grad is None else _differentiated(dy, dy_grad)
-        return convolution.channel_conv2d_wgrad(dy, x, *geometry).contiguous()
+        return reference.fused_conv2d_wgrad(dy, dy_grad, x, x_norm, *geometry).contiguous()
     dw = torch.empty(shape, dtype=x.dtype, device=x.device)
     with on(x):
         dy, x = _channels_inside(dy), _channels_inside(x)
@@ -347,7 +343,7 @@ def sample_conv2d_wgrad(
         return x.new_zeros(tuple(weight_shape))
     if x.dtype == torch.float64:
         lists = (in_idx, out_idx, stride, padding, dilation)
-        return sample_convolution.sample_conv2d_wgrad(dy, x, weight_shape, *lists)
+        return reference.sample_conv2d_wgrad(dy, x, weight_shape, *lists)
     samples, (K, C, R, S) = x.shape[0], weight_shape
     dw = torch.empty((K, C, R, S), dtype=x.dtype, device=x.device)
     with on(x):
@@ -366,17 +362,3 @@ def sample_conv2d_wgrad(
             out, before = dw if last == samples else total, total if first else None
             sum_partials(partial[: last - first], out, before, *places, first)
     return dw
-
-
-def _activated(x: Tensor, norm: Norm) -> Tensor:
-    scale, center, shift = (per_channel(vector, x) for vector in norm)
-    return torch.relu((x - center) * scale + shift)
-
-
-def _differentiated(dy: Tensor, grad: NormGrad) -> Tensor:
-    centered = grad.y - per_channel(grad.center, dy)
-    if grad.norm is not None:
-        scale, shift = per_channel(grad.norm.scale, dy), per_channel(grad.norm.shift, dy)
-        dy = torch.where(centered * scale + shift > 0, dy, 0.0) if grad.relu else dy
-        dy = dy * scale
-    return dy + centered * per_channel(grad.slope, dy) + per_channel(grad.offset, dy)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dcx_kernels.kernels import reference
 from dcx_kernels.kernels.layout import layout
 from dcx_kernels.kernels.norm import Norm, NormGrad
 from dcx_kernels.kernels.triton._conv_launch import ConvLaunch, Lists, same_strides
@@ -84,6 +85,9 @@ def fused_conv2d_fwd(
         y (N, k, P, Q), and mean and sum of squared differences, (k,) float32 each, or empty.
     """
     lists, window = Lists(out_idx, in_idx), (stride, padding, dilation)
+    if not x.numel():
+        args = (x, x_norm, weight, bias, in_idx, out_idx, *window, groups, active_groups)
+        return reference.fused_conv2d_fwd(*args, statistics)
     return _forward(x, x_norm, weight, bias, lists, window, active_groups, statistics)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dcx_kernels.kernels import reference
 from dcx_kernels.kernels.triton import conv_wgrad, convolution, library
+from dcx_kernels.kernels.triton._launch import unless_float64
 from dcx_kernels.kernels.triton.choice import implementation
 
 __all__ = [
@@ -83,22 +83,6 @@ def _way(which: Any, a: Tensor, b: Tensor, num_in: int, num_out: int, groups: in
     return implementation(which, a.dtype, num_in, num_out, groups)
 
 
-def sample_conv2d_fwd(x: Tensor, *args: Any) -> Tensor:
-    """See `dcx_kernels.kernels.reference`."""
-    if x.dtype == torch.float64:
-        return reference.sample_conv2d_fwd(x, *args)
-    return convolution.sample_conv2d_fwd(x, *args)
-
-
-def sample_conv2d_dgrad(dy: Tensor, *args: Any) -> Tensor:
-    """See `dcx_kernels.kernels.reference`."""
-    if dy.dtype == torch.float64:
-        return reference.sample_conv2d_dgrad(dy, *args)
-    return convolution.sample_conv2d_dgrad(dy, *args)
-
-
-def sample_conv2d_wgrad(dy: Tensor, *args: Any) -> Tensor:
-    """See `dcx_kernels.kernels.reference`."""
-    if dy.dtype == torch.float64:
-        return reference.sample_conv2d_wgrad(dy, *args)
-    return conv_wgrad.sample_conv2d_wgrad(dy, *args)
+sample_conv2d_fwd = unless_float64(convolution.sample_conv2d_fwd, reference.sample_conv2d_fwd)
+sample_conv2d_dgrad = unless_float64(convolution.sample_conv2d_dgrad, reference.sample_conv2d_dgrad)
+sample_conv2d_wgrad = conv_wgrad.sample_conv2d_wgrad
