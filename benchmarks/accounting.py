@@ -28,10 +28,10 @@ LINES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("batch norm forward", ("batch_norm",)),
     ("ReLU", ("relu", "threshold_backward", "clamp_min")),
     ("max pool", ("max_pool",)),
-    ("gather", ("index_select", "aten::index")),
+    ("gather", ("index_select", "aten::index", "move_slices")),
     ("scatter", ("index_copy", "index_put")),
-    ("SGD update", ("_fused_sgd",)),
-    ("linear and loss", ("addmm", "aten::mm", "softmax", "nll_loss", "cross_entropy")),
+    ("SGD update", ("_fused_sgd", "sgd_slices")),
+    ("linear, loss, products", ("addmm", "aten::mm", "softmax", "nll_loss", "cross_entropy")),
     ("copies and zeros", ("copy_", "zero_", "fill_", "clone", "aten::empty", "resize")),
 )
 OTHER = "other operators"

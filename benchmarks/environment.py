@@ -8,7 +8,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import dcx_kernels
+from dcx_kernels.kernels.backend import choose
 from dcx_kernels.train.machine import describe_machine, versions
 
 __all__ = ["ROOT", "Environment", "current_environment"]
@@ -22,6 +25,7 @@ class Environment:
     """Machine, versions and commit. No host name and no path: results are published.
 
     Args:
+        backend: of the channel operators, as chosen for the device: see `dcx info`.
         dirty: whether the sources differ from the commit.
     """
 
@@ -33,6 +37,7 @@ class Environment:
     python: str
     torch: str
     dcx_kernels: str
+    backend: str
     commit: str
     dirty: bool
     date: str
@@ -52,6 +57,7 @@ def current_environment() -> Environment:
         python=installed["python"],
         torch=installed["torch"],
         dcx_kernels=dcx_kernels.__version__,
+        backend=choose(torch.device("cuda" if torch.cuda.is_available() else "cpu")).NAME,
         commit=commit or "unknown",
         dirty=changes != "",
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from benchmarks.environment import Environment
 
-__all__ = ["GpuOpRow", "GpuStepRow", "OpRow", "RowWriter", "StepRow", "read_rows"]
+__all__ = ["GpuOpRow", "GpuStepRow", "NativeRow", "OpRow", "RowWriter", "StepRow", "read_rows"]
 
 R = TypeVar("R")
 
@@ -92,6 +92,27 @@ class OpRow(Environment):
     gflop_per_s: float | None
     gb_per_s: float | None
     error: float | None
+
+
+@dataclass(frozen=True)
+class NativeRow(Environment):
+    """One operator of the native library on one layer, fp32, on a CPU; medians in microseconds.
+
+    Args:
+        batch: images, or 0 where there are none.
+        dense_us: of torch's own operator on all channels, where there is one.
+    """
+
+    op: str
+    case: str
+    layout: str
+    batch: int
+    rounds: int
+    dense_us: float | None
+    reference_us: float
+    native_us: float
+    reference_over_native: float
+    dense_over_native: float | None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 __all__ = [
     "ENV_VARS",
@@ -11,6 +12,7 @@ __all__ = [
     "check_enabled",
     "convolution_override",
     "fuse_override",
+    "library_dir",
     "tiles_path",
 ]
 
@@ -20,6 +22,7 @@ ENV_VARS = {
     "DCX_CHECK": "1: tag compact tensors with their channel set and verify it in every operator",
     "DCX_CONV": "own, library or padded: force what convolves on a GPU (backend triton)",
     "DCX_FUSE": "1 or 0: fuse convolutions with the norms around them on any backend, or on none",
+    "DCX_LIBRARY_DIR": "folder of native libraries to load instead of the package's own",
     "DCX_TILES": "file of tiles to use and write instead of the one in the cache directory",
 }
 
@@ -42,6 +45,12 @@ def check_enabled() -> bool:
 def convolution_override() -> str | None:
     """Return the implementation of convolutions forced by ``DCX_CONV``, or None."""
     return os.environ.get("DCX_CONV") or None
+
+
+def library_dir() -> Path:
+    """Return the folder of native libraries: ``DCX_LIBRARY_DIR``, else the package's own."""
+    named = os.environ.get("DCX_LIBRARY_DIR")
+    return Path(named) if named else Path(__file__).resolve().parent
 
 
 def tiles_path() -> str | None:

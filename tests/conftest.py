@@ -11,6 +11,9 @@ import torch
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are written to files, never shown
 if not torch.cuda.is_available():  # before triton is imported: its kernels run on the CPU then
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores
+    shared = torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    torch.set_num_threads(max(1, shared))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -36,10 +36,10 @@ BACKEND = "dcx_kernels/kernels/backend.py"
 RESTRICTED = {
     "triton": (BACKEND, "dcx_kernels/kernels/triton/"),
     "dcx_kernels.kernels.triton": (BACKEND, "dcx_kernels/kernels/triton/"),
-    "dcx_kernels.kernels.native": (BACKEND,),
-    "_C": (BACKEND, "dcx_kernels/kernels/native.py"),
-    "_C_cpu": (BACKEND, "dcx_kernels/kernels/native.py"),
-    "_C_cuda": (BACKEND, "dcx_kernels/kernels/native.py"),
+    "dcx_kernels.kernels.native": (BACKEND, "dcx_kernels/kernels/native/"),
+    "_C": (BACKEND, "dcx_kernels/kernels/native/"),
+    "_C_cpu": (BACKEND, "dcx_kernels/kernels/native/"),
+    "_C_cuda": (BACKEND, "dcx_kernels/kernels/native/"),
 }
 LOADERS = {"load_library", "load_extension"}
 BY_NAME = {"import_module", "__import__", "find_spec"}
@@ -200,7 +200,7 @@ def test_checker_finds_an_offender(path: str, source: str, message: str) -> None
         ("channel_set.py", "from dcx_kernels.errors import expected"),
         ("kernels/backend.py", "import triton\nimport dcx_kernels.kernels.native"),
         ("kernels/backend.py", "from dcx_kernels import _C_cpu"),
-        ("kernels/native.py", "torch.ops.load_library(path)"),
+        ("kernels/native/_library.py", "torch.ops.load_library(path)"),
         ("kernels/triton/conv.py", "import triton.language as tl"),
         ("nn/conv.py", "from dcx_kernels.ops import channel_conv2d\nimport tritonish"),
         ("graph/convert.py", "from dcx_kernels.nn import X\nfrom dcx_kernels.graph.trace import t"),

@@ -20,7 +20,7 @@ from benchmarks.plot import break_even
 from benchmarks.problem import Problem, SetStream, Structure, equal_widths, vary_widths
 from benchmarks.rows import RowWriter, StepRow, read_rows
 from benchmarks.table import phase_shares, print_tables
-from dcx_kernels.kernels import reference
+from dcx_kernels.kernels.backend import choose
 
 TINY = Problem("vgg19", batch=3, density=0.5, layout="NCHW", width=1 / 16)
 
@@ -42,7 +42,18 @@ def _sets(structure: Structure, varying: bool, count: int = 2) -> list[Any]:
 
 def _row(**changes: Any) -> StepRow:
     environment = Environment(
-        "cpu", "AVX2", 2, 2, "Linux x86_64", "3.11", "2.11.0", "0.1.0", "abc", True, "2026-01-01"
+        "cpu",
+        "AVX2",
+        2,
+        2,
+        "Linux x86_64",
+        "3.11",
+        "2.11.0",
+        "0.1.0",
+        "native",
+        "abc",
+        True,
+        "2026-01-01",
     )
     row = StepRow(
         **asdict(environment), device="cpu", layout="NCHW", dtype="float32", batch=32,
@@ -73,8 +84,9 @@ def test_gate_passes_what_is_right(structure: Structure, layout: str) -> None:
 def test_gate_goes_red_on_a_wrong_kernel(
     structure: Structure, monkeypatch: pytest.MonkeyPatch, kernel: str, wrong: Any
 ) -> None:
-    right = getattr(reference, kernel)
-    monkeypatch.setattr(reference, kernel, lambda *args, **kw: wrong(right(*args, **kw)))
+    own = choose(torch.device("cpu"))
+    right = getattr(own, kernel)
+    monkeypatch.setattr(own, kernel, lambda *args, **kw: wrong(right(*args, **kw)))
     with pytest.raises(GateError, match="sparse and mask, float64"):
         check_training(TINY, _sets(structure, varying=False))
 

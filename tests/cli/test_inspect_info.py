@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dcx_kernels.cli import main
+from dcx_kernels.kernels.backend import choose
 
 
 def _inspect(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, list[list[str]]]:
@@ -102,7 +103,8 @@ def test_info_prints_versions_and_backends(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     for word in (torch.__version__.split("+")[0], "threads", "backends", "reference", "chosen for"):
         assert word in text
-    row = next(line for line in text.splitlines() if line.startswith("\u2502 reference"))
+    chosen = choose(torch.device("cpu")).NAME
+    row = next(line for line in text.splitlines() if line.startswith(f"\u2502 {chosen}"))
     assert "cpu" in row.split("\u2502")[4]
 
 

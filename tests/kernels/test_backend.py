@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -11,18 +13,33 @@ from dcx_kernels.kernels import backend, reference
 CPU = torch.device("cpu")
 
 
-def test_choose_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpus_take_native_code_where_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DCX_BACKEND", raising=False)
-    assert backend.choose(CPU) is reference
+    native = ModuleType("native")
+    monkeypatch.setattr(backend, "_native", lambda device: native)
+    assert backend.choose(CPU) is native
+    assert backend.choose(torch.device("meta")) is reference
+    monkeypatch.setenv("DCX_BACKEND", "")
+    assert backend.choose(CPU) is native
     monkeypatch.setenv("DCX_BACKEND", "reference")
     assert backend.choose(CPU) is reference
-    monkeypatch.setenv("DCX_BACKEND", "")
+
+
+def test_without_the_library_cpus_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DCX_BACKEND", raising=False)
+    monkeypatch.setattr(backend, "_native", lambda device: f"not built for {device}")
     assert backend.choose(CPU) is reference
+    rows = {row.name: row for row in backend.describe()}
+    assert not rows["native (CPU)"].available
+    assert rows["native (CUDA)"].reason == "not built for cuda"
+    monkeypatch.setenv("DCX_BACKEND", "native")
+    with pytest.raises(ValueError, match=r"DCX_BACKEND=native, got not built for cpu"):
+        backend.choose(CPU)
 
 
 def test_choose_refuses_an_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DCX_BACKEND", "abacus")
-    message = r"expected DCX_BACKEND to be one of \['reference'.*\], got 'abacus'"
+    message = r"expected DCX_BACKEND to be one of \['native', 'reference'.*\], got 'abacus'"
     with pytest.raises(ValueError, match=message):
         backend.choose(CPU)
     weight = torch.randn(3, 2, 1, 1)
@@ -34,7 +51,7 @@ def test_describe_gives_a_reason_for_each() -> None:
     rows = {row.name: row for row in backend.describe()}
     assert rows["reference"].available
     assert all(row.reason for row in rows.values())
-    assert {"triton", "native"} <= rows.keys()
+    assert {"triton", "native (CPU)", "native (CUDA)"} <= rows.keys()
 
 
 def test_triton_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +70,6 @@ def test_triton_serves_recent_gpus_unless_told_otherwise(monkeypatch: pytest.Mon
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(backend, "_recent", lambda index: True)
     assert backend.choose(gpu) is triton
-    assert backend.choose(CPU) is reference
     monkeypatch.setattr(backend, "_recent", lambda index: False)
     assert backend.choose(gpu) is reference
     monkeypatch.setattr(backend, "_recent", lambda index: True)

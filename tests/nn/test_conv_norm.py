@@ -253,6 +253,7 @@ def test_the_backend_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
     wanted = [type(layers.units[0](x, raw=True))]
     monkeypatch.delenv("DCX_FUSE")
+    monkeypatch.setenv("DCX_BACKEND", "reference")
     wanted.append(type(layers.units[0](x, raw=True)))
     monkeypatch.setattr("dcx_kernels.kernels.reference.FUSES", True, raising=False)
     wanted.append(type(layers.units[0](x, raw=True)))

@@ -17,7 +17,9 @@ REDUCTIONS = pytest.mark.parametrize("per_sample", [False, True], ids=["batch", 
 
 def _literal(h: Tensor, per_sample: bool) -> Tensor:
     """Sum of (dL/dh) h over pixels, and over the batch as well unless ``per_sample``."""
-    return (h.grad * h.detach()).sum((2, 3) if per_sample else (0, 2, 3))
+    literal = h.grad * h.detach()
+    over = [dim for dim in range(h.dim()) if dim > 1 or (dim == 0 and not per_sample)]
+    return literal.sum(over) if over else literal
 
 
 def _probe(num_active: int, per_sample: bool, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -29,8 +31,9 @@ def _probe(num_active: int, per_sample: bool, dtype: torch.dtype = torch.float64
 @pytest.mark.parametrize("affine", ["both", "weight", "bias", "neither"])
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("size", [SIZE, (6,), ()], ids=["image", "line", "no-pixels"])
 def test_channel_batch_norm_probe_equals_definition(
-    training: bool, relu: bool, affine: str, per_sample: bool
+    size: tuple[int, ...], training: bool, relu: bool, affine: str, per_sample: bool
 ) -> None:
     mean, var, w, b = torch.randn(4, 7, dtype=torch.float64).unbind()
     weight, bias = (
@@ -39,7 +42,7 @@ def test_channel_batch_norm_probe_equals_definition(
     )
     active = ChannelSet([0, 2, 3, 6], 7)
     idx, var = active.indices, var.exp()
-    x = torch.randn(N, 4, *SIZE, dtype=torch.float64)
+    x = torch.randn(N, 4, *size, dtype=torch.float64)
     probe = _probe(4, per_sample)
     y = channel_batch_norm(
         x.requires_grad_(), mean.clone(), var.clone(), weight, bias, training, eps=0.1,

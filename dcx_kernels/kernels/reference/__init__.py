@@ -50,7 +50,10 @@ from dcx_kernels.kernels.reference.weights import (
     unpack,
 )
 
+NAME = "reference"
+
 __all__ = [
+    "NAME",
     "adamw_slices_",
     "channel_batch_norm_bwd",
     "channel_batch_norm_fwd",

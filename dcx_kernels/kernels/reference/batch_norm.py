@@ -88,7 +88,7 @@ def channel_batch_norm_bwd(
     if per_sample:
         # behind a ReLU y stands for h: where they differ dh is zero
         h = y if y is not None else _affine(_normalise(x, mean, invstd), weight, bias)
-        return dx, dweight, dbias, (dh.to(mean.dtype) * h).flatten(2).sum(2)
+        return dx, dweight, dbias, (dh.to(mean.dtype) * h).unsqueeze(2).flatten(2).sum(2)
     signed = dweight.clone() if weight is None else weight * dweight
     return dx, dweight, dbias, signed if bias is None else signed + bias * dbias
 

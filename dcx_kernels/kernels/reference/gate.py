@@ -16,7 +16,7 @@ def k_winners(g: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Shape:
         g: (N, C) floating -> (N, k) int64, (N, k) of g's dtype.
     """
-    numbers = torch.where(g.isnan(), -torch.inf, g)
+    numbers = g.nan_to_num(-torch.inf, torch.inf, -torch.inf)
     # stable: equal values stay in the order of their channels
     best = torch.sort(numbers, dim=1, descending=True, stable=True).indices[:, :k]
     indices = best.sort(dim=1).values

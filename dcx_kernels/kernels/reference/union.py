@@ -38,5 +38,5 @@ def _spread(x: Tensor, idx: Tensor, num_out: int) -> Tensor:
     if c == num_out:
         return x
     from_ = idx.new_full((num_out,), c).index_copy_(0, idx, torch.arange(c, device=idx.device))
-    rows = torch.nn.functional.pad(x.permute(0, 2, 3, 1).reshape(-1, c), (0, 1))
+    rows = torch.nn.functional.pad(x.permute(0, 2, 3, 1).reshape(n * h * w, c), (0, 1))
     return rows.index_select(1, from_).view(n, h, w, num_out).permute(0, 3, 1, 2)

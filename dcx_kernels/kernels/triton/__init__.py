@@ -46,11 +46,13 @@ if autotune_enabled():
 
     tune.install()
 
+NAME = "triton"
 FUSES = True  # a convolution with the norms around it is worth while
 
 __all__ = [
     "FUSES",
     "INTERPRETED",
+    "NAME",
     "adamw_slices_",
     "channel_batch_norm_bwd",
     "channel_batch_norm_fwd",
