@@ -18,14 +18,20 @@ PACKAGE = Path(inspect.getfile(dcx)).parent
 TOP_LEVEL = [
     "ChannelGroup",
     "ChannelSet",
+    "GatedConv2d",
     "SparseChannelConv2d",
     "Trainer",
     "channel_conv2d",
     "clip_grad_norm_",
     "compact",
     "convert",
+    "convert_fbs",
     "cost",
+    "count_winners",
+    "cut_unused",
+    "gate_penalty",
     "load_compact",
+    "memory_access",
     "optim",
     "revert",
     "selectors",
@@ -40,7 +46,7 @@ NESTED = [
     "optim.SGD",
     *(
         f"selectors.{name}.{method}"
-        for name in ("CUCB", "Random", "Static")
+        for name in ("CUCB", "DCP", "Random", "Static")
         for method in ("select", "update", "final", "state_dict", "load_state_dict")
     ),
 ]

@@ -26,9 +26,8 @@ from dcx_kernels.graph import (
 )
 from dcx_kernels.graph.carry import refill
 from dcx_kernels.graph.compact_io import read_manifest
-from dcx_kernels.recipes.config import DCEConfig
-from dcx_kernels.recipes.dce import make_selector
 from dcx_kernels.recipes.experiment import RESULT, THIN, build_dense
+from dcx_kernels.recipes.methods import config_of, make_selector
 from dcx_kernels.recipes.networks import check_runs
 from dcx_kernels.recipes.onnx import export_onnx
 from dcx_kernels.selectors import Selector, Static
@@ -124,8 +123,7 @@ def _from_training(
     """Return the dense network and the converted one with its final channels as of now."""
     identity = state["config"]
     try:
-        fields = {k: v for k, v in identity.items() if k in DCEConfig.__dataclass_fields__}
-        config, dense = DCEConfig(**fields), build_dense(identity)
+        config, dense = config_of(identity), build_dense(identity)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} was not written by dcx train: no {error}") from error
     check_runs(dense, example, identity["model"])
@@ -139,7 +137,8 @@ def _from_training(
             return dense, converted
         if state["selector"] is None:
             raise CheckpointError(f"{path} is of the dense network: it has no thin form")
-        selector: Selector = make_selector(converted.groups, config)
+        steps = identity.get("steps_per_epoch", 0)
+        selector: Selector = make_selector(converted.groups, config, steps)
         if state["selector"]["kind"] == "Static":
             selector = Static({name: ChannelSet.full(n) for name, n in selector.groups.items()})
         selector.load_state_dict(state["selector"]["state"])

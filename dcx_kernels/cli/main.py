@@ -14,7 +14,13 @@ from dcx_kernels.errors import CheckpointError, DataError, NonFiniteError
 
 __all__ = ["COMMANDS", "main"]
 
-_KNOWN = (CheckpointError, DataError, NonFiniteError, OSError, ValueError)
+# an ImportError names the package that an option needs
+_KNOWN = (CheckpointError, DataError, ImportError, NonFiniteError, OSError, ValueError)
+
+_CONTINUE = {
+    "train": "; the same command with --resume continues",
+    "reproduce": "; the same command continues",
+}
 
 
 def _train(**options: object) -> int:
@@ -35,6 +41,12 @@ def _export(**options: object) -> int:
     return export(**options)  # type: ignore[arg-type]
 
 
+def _reproduce(**options: object) -> int:
+    from dcx_kernels.cli.reproduce import reproduce
+
+    return reproduce(**options)  # type: ignore[arg-type]
+
+
 def _info(**options: object) -> int:
     from dcx_kernels.cli.info import info
 
@@ -45,6 +57,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": _train,
     "inspect": _inspect,
     "export": _export,
+    "reproduce": _reproduce,
     "info": _info,
 }
 
@@ -56,8 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[command](**options)
     except KeyboardInterrupt:
-        hint = "; the same command with --resume continues" if command == "train" else ""
-        print(f"dcx {command}: interrupted{hint}", file=sys.stderr)
+        print(f"dcx {command}: interrupted{_CONTINUE.get(command, '')}", file=sys.stderr)
         return 130
     except _KNOWN as error:
         if traceback:

@@ -12,26 +12,35 @@ from rich.console import Console
 from rich.table import Table
 
 from dcx_kernels.cli.console import make_console
+from dcx_kernels.data import download as fetch
 from dcx_kernels.errors import CheckpointError, expected
-from dcx_kernels.recipes.config import DCEConfig
+from dcx_kernels.recipes.config import METHODS, DCEConfig
 from dcx_kernels.recipes.experiment import RESULT, THIN, Experiment, Outcome, run_experiment
+from dcx_kernels.recipes.methods import Config
 from dcx_kernels.recipes.onnx import export_onnx, missing_packages
+from dcx_kernels.recipes.weights import weights_file
 from dcx_kernels.train.log import read_rows
-from dcx_kernels.train.progress import for_console
+from dcx_kernels.train.progress import Progress, for_console
 from dcx_kernels.train.report import write_report
 from dcx_kernels.train.table import COLUMNS, cells, size
+from dcx_kernels.train.tensorboard import TensorBoard
 
 __all__ = ["train"]
 
 _LOG, _REPORT, _ONNX, _CHECKPOINTS = "log.jsonl", "report.html", "thin.onnx", "checkpoints"
-_FILES = (RESULT, _LOG, _REPORT, THIN, _ONNX, _CHECKPOINTS)
+_TENSORBOARD = "tensorboard"
+_FILES = (RESULT, _LOG, _REPORT, THIN, _ONNX, _CHECKPOINTS, _TENSORBOARD)
 
 
 def train(
     *,
     data: str,
+    download: bool,
+    image_size: int,
     model: str,
     width: float,
+    weights: str | None,
+    method: str,
     compare: tuple[str, ...],
     device: str,
     channels_last: bool,
@@ -39,6 +48,7 @@ def train(
     threads: int | None,
     checkpoint_every: int | None,
     resume: bool,
+    tensorboard: bool,
     onnx: bool,
     **settings: Any,
 ) -> int:
@@ -46,8 +56,12 @@ def train(
 
     Args:
         data: see `dcx_kernels.data.load`.
+        download: whether to fetch what is missing of it, see `dcx_kernels.data.download`.
+        image_size: height and width its images are scaled to.
         model: name of the network, see `build_network`.
         width: factor on its channels.
+        weights: trained weights to start from, see `dcx_kernels.recipes.weights`.
+        method: ``dce`` or ``dcp``.
         compare: networks to train beside the sparse one.
         device: where to run.
         channels_last: memory layout.
@@ -55,8 +69,9 @@ def train(
         threads: CPU threads.
         checkpoint_every: steps between checkpoints.
         resume: continue the run in ``out``.
+        tensorboard: whether to write TensorBoard's event files.
         onnx: whether to write ``thin.onnx``.
-        **settings: fields of `DCEConfig`.
+        **settings: fields of the method's configuration; None: what it has by itself.
     """
     began = time.perf_counter()
     console = make_console()
@@ -64,12 +79,19 @@ def train(
         if threads < 1:
             raise ValueError(expected("--threads of at least 1", threads))
         torch.set_num_threads(threads)
-    experiment = Experiment(data, model, width, compare, device, channels_last)
-    if settings["finetune_epochs"] is None:
-        settings["finetune_epochs"] = settings["epochs"]
-    config = DCEConfig(**settings)
+    experiment = Experiment(data, model, width, compare, device, channels_last, image_size, weights)
+    config = _config(method, settings)
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected --out to be a directory, got the file {out}")
+    if weights is not None and out.resolve() in weights_file(weights).resolve().parents:
+        # an earlier run is set aside, and the one before that is lost
+        raise ValueError(expected("--weights outside of --out", f"{weights} inside of {out}"))
+    progress: Progress = for_console(console)
+    if tensorboard:
+        progress = TensorBoard(out / _TENSORBOARD, progress)
+    if download:
+        for path in fetch(data):
+            console.print(f"downloaded {path}", highlight=False)
     if not resume:
         _set_aside(out, console)
     outcome = run_experiment(
@@ -78,7 +100,7 @@ def train(
         out,
         resume=resume,
         checkpoint_every=checkpoint_every,
-        progress=for_console(console),
+        progress=progress,
     )
     _print_table(outcome, console)
     if onnx:
@@ -87,6 +109,22 @@ def train(
     seconds = time.perf_counter() - began
     console.print(f"{out / _REPORT} shows the figures; this took {seconds:.0f} s", highlight=False)
     return 0
+
+
+def _config(method: str, settings: dict[str, Any]) -> Config:
+    """Return the method's configuration, with what suits the demo where the paper takes days."""
+    if method not in METHODS:
+        raise ValueError(expected(f"--method to be one of {', '.join(METHODS)}", method))
+    kind = METHODS[method]
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name in given:
+        if name not in kind.names():
+            other = next(m for m in METHODS if name in METHODS[m].names())
+            what = f"--{name.replace('_', '-')} with --method {other} only"
+            raise ValueError(expected(what, f"it with --method {method}"))
+    if kind is DCEConfig:
+        given = {"procedure": "single-stage", "finetune_epochs": given["epochs"], **given}
+    return kind(**given)
 
 
 def _set_aside(out: Path, console: Console) -> None:
@@ -131,8 +169,9 @@ def _title(result: dict[str, Any]) -> str:
     kept, total = sum(result["final"].values()), sum(result["channels"].values())
     statistics = "recalibrated" if config["recalibrate"] else "not recalibrated"
     return (
-        f"{experiment['model']} x {experiment['width']:g} on {experiment['data']}, "
-        f"{kept} of {total} channels, residual {config['residual']}, batch norm {statistics}"
+        f"{result['method']}: {experiment['model']} x {experiment['width']:g} on "
+        f"{experiment['data']}, {kept} of {total} channels, residual {config['residual']}, "
+        f"batch norm {statistics}"
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from dcx_kernels.channel_set import known
 from dcx_kernels.errors import expected
 from dcx_kernels.kernels import backend
+from dcx_kernels.ops._direct import direct
 from dcx_kernels.ops._library import register
 
 __all__ = ["KWinnersFunction", "k_winners"]
@@ -78,5 +79,7 @@ def k_winners(g: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError(expected("2-D floating g", f"{g.dtype} of shape {tuple(g.shape)}"))
     if not (known(k >= 1) and known(k <= g.shape[1])):
         raise ValueError(expected(f"k in [1, {g.shape[1]}]", k))
+    if direct(g):
+        return _k_winners(g, k)
     winners: tuple[Tensor, Tensor] = KWinnersFunction.apply(g, k)
     return winners

@@ -20,6 +20,7 @@ from dcx_kernels.kernels.layout import layout
 from dcx_kernels.kernels.window import output_pixels
 from dcx_kernels.ops._autocast import autocast
 from dcx_kernels.ops._conv import pair
+from dcx_kernels.ops._direct import direct
 from dcx_kernels.ops._library import register
 
 __all__ = ["SampleConv2dFunction", "sample_conv2d"]
@@ -207,5 +208,7 @@ def sample_conv2d(
         raise ValueError(expected(f"{weight.shape[0]} values", tuple(bias.shape), "bias"))
     x, weight, bias = autocast(x, weight, bias)  # type: ignore[assignment]
     window = pair(stride), pair(padding), pair(dilation)
+    if direct(x):
+        return _fwd(x, weight, bias, in_idx, out_idx, *window)
     y: Tensor = SampleConv2dFunction.apply(x, weight, bias, in_idx, out_idx, window)
     return y

@@ -22,10 +22,11 @@ class AdamW(ActiveSliceOptimizer):
         model: the module to train.
         lr, betas, eps, weight_decay, amsgrad, maximize: as in `torch.optim.AdamW`.
         params: param groups of the model, if not all parameters alike.
-        inactive: only ``"frozen"``.
+        inactive: ``"frozen"`` or ``"decay"``, see `ActiveSliceOptimizer`. With "decay", what is
+            inactive keeps moving along its old first moment, as its gradient is zero, not absent.
 
     Raises:
-        ValueError: on hyper-parameters that torch would refuse too, or ``inactive="decay"``.
+        ValueError: on hyper-parameters that torch would refuse too, or an unknown ``inactive``.
     """
 
     def __init__(
@@ -49,8 +50,6 @@ class AdamW(ActiveSliceOptimizer):
         for index, beta in enumerate(betas):
             if not 0.0 <= beta < 1.0:
                 raise ValueError(expected(f"beta {index} in [0, 1)", beta))
-        if inactive == "decay":
-            raise ValueError(expected("inactive='frozen' with AdamW", "'decay'"))
         defaults = {
             "lr": lr,
             "betas": betas,

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from dcx_kernels.channel_set import ChannelSet
-from dcx_kernels.data import ImageData, Loader, eval_loader, load, train_loader
+from dcx_kernels.data import load
 from dcx_kernels.errors import expected
 from dcx_kernels.graph import ChannelModel, convert, save_compact
 from dcx_kernels.graph.carry import refill
-from dcx_kernels.recipes.config import DCEConfig
-from dcx_kernels.recipes.dce import Loaders, finetune, make_selector, train_plain, train_selected
 from dcx_kernels.recipes.measure import ArmResult, measure
+from dcx_kernels.recipes.methods import Config, make_selector, train_selected
 from dcx_kernels.recipes.networks import build_network, check_trains
 from dcx_kernels.recipes.run import Run
+from dcx_kernels.recipes.stages import cut_out, make_loaders, train_plain
+from dcx_kernels.recipes.weights import checksum, load_weights
 from dcx_kernels.train.atomic import replace_text
 from dcx_kernels.train.log import read_rows
 from dcx_kernels.train.machine import describe_device, describe_machine, versions
@@ -34,13 +35,13 @@ __all__ = [
     "Experiment",
     "Outcome",
     "build_dense",
+    "find_device",
     "run_experiment",
 ]
 
 COMPARISONS = ("mask", "dense")
 RESULT = "result.json"
 THIN = "thin.safetensors"
-_TEST_BATCH = 256
 _ORDER = ("dense", "mask", "sparse", "thin")
 
 
@@ -56,6 +57,8 @@ class Experiment:
             and settings: out of ``mask`` and ``dense``.
         device: where it runs.
         channels_last: memory layout of images and weights.
+        image_size: height and width the images are scaled to.
+        weights: trained weights that all networks begin with, see `load_weights`; random if None.
     """
 
     data: str = "digits"
@@ -64,6 +67,8 @@ class Experiment:
     compare: tuple[str, ...] = ()
     device: str = "cpu"
     channels_last: bool = False
+    image_size: int = 32
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in self.compare:
@@ -88,7 +93,7 @@ class Outcome:
 
 def run_experiment(
     experiment: Experiment,
-    config: DCEConfig,
+    config: Config,
     directory: Path,
     *,
     resume: bool = False,
@@ -107,21 +112,30 @@ def run_experiment(
 
     Raises:
         DataError: if the data set cannot be read.
-        CheckpointError: if a checkpoint is damaged, of another run, or cannot be written.
+        CheckpointError: if a checkpoint is damaged, of another run, or cannot be written; if the
+            trained weights cannot be read or are of another network.
         NonFiniteError: if a loss or saliency is not finite.
         ValueError: on settings that fit no network or device.
     """
-    device = _device(experiment.device)
-    data = load(experiment.data)
-    loaders = _loaders(data, experiment, config, device)
+    device = find_device(experiment.device)
+    data = load(experiment.data, image_size=experiment.image_size)
+    loaders = make_loaders(
+        data, config.batch_size, config.augment, config.seed, device, experiment.channels_last
+    )
     example = next(iter(loaders.test.batches(0)))[0][:1]
     shared = {"data": experiment.data, "model": experiment.model, "width": experiment.width}
-    shared["classes"] = data.num_classes
+    shared |= {"classes": data.num_classes, "image_size": experiment.image_size}
+    identity = {**shared, "method": config.method, **asdict(config)}
+    if experiment.weights is not None:  # by their content: a file may move while a run is stopped
+        identity["weights"] = checksum(experiment.weights)
     progress = progress or Silent()
-    run = Run(directory, {**shared, **asdict(config)}, resume, checkpoint_every, progress)
+    run = Run(directory, identity, resume, checkpoint_every, progress)
 
     def dense() -> nn.Module:
-        return build_dense(shared, config.seed, device, experiment.channels_last)
+        network = build_dense(shared, config.seed, device, experiment.channels_last)
+        if experiment.weights is not None:
+            load_weights(network, experiment.weights)
+        return network
 
     def selectable(execution: Literal["sparse", "mask"]) -> ChannelModel:
         network = dense()
@@ -136,13 +150,16 @@ def run_experiment(
             stages["mask"] = train_selected(selectable("mask"), loaders, config, run, "mask")
         if "dense" in experiment.compare:
             stages["dense"] = train_plain(dense(), loaders, config, run)
-        stages["thin"] = thin = finetune(sparse, loaders, config, run)
+        stages["thin"] = thin = cut_out(sparse, loaders, config, run)
     finally:
         progress.close()
 
     rows = read_rows(run.log_path)
     images, labels = next(iter(loaders.train.batches(0)))
-    first = make_selector(sparse_model.groups, config).select()
+    selector = make_selector(sparse_model.groups, config, len(loaders.train))
+    # a step of the selection: the first one, but behind a warm-up
+    chosen = sparse.sets if config.selecting.start else selector.select()
+    chosen = chosen if config.selecting else None
     # a mask computes all; what is thin costs what it was cut from, and may not be traceable itself
     computed = {"mask": dense(), "thin": sparse_model}
     arms = [
@@ -151,15 +168,14 @@ def run_experiment(
             images,
             labels,
             rows,
-            config.selection_epochs,
-            first=first if arm in ("mask", "sparse") else None,
+            config.selecting,
+            first=chosen if arm in ("mask", "sparse") else None,
             computed=computed.get(arm),
         )
         for arm in _ORDER
         if arm in stages
     ]
-    channels = {n: g.num_channels for n, g in sparse_model.groups.items() if g.selectable}
-    result = _result(experiment, config, shared, device, arms, channels, sparse.sets or {})
+    result = _result(experiment, config, shared, device, arms, selector.groups, sparse.sets or {})
     # by way of the converted model: that one knows how a thin graph is built again
     trained = copy.deepcopy(sparse_model)
     refill(trained, thin.model)
@@ -190,30 +206,12 @@ def build_dense(
     return model
 
 
-def _loaders(
-    data: ImageData, experiment: Experiment, config: DCEConfig, device: torch.device
-) -> Loaders:
-    def training(augment: str | None) -> Loader:
-        return train_loader(
-            data,
-            config.batch_size,
-            augment=augment,
-            seed=config.seed,
-            device=device,
-            channels_last=experiment.channels_last,
-        )
+def find_device(name: str) -> torch.device:
+    """Return the device of that name.
 
-    test = eval_loader(
-        data,
-        max(config.batch_size, _TEST_BATCH),
-        device=device,
-        channels_last=experiment.channels_last,
-    )
-    own = None if config.augment else "none"
-    return Loaders(train=training(own), plain=training("none"), test=test)
-
-
-def _device(name: str) -> torch.device:
+    Raises:
+        ValueError: if there is none, by that name or on this machine.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -225,7 +223,7 @@ def _device(name: str) -> torch.device:
 
 def _result(
     experiment: Experiment,
-    config: DCEConfig,
+    config: Config,
     shared: Mapping[str, Any],
     device: torch.device,
     arms: list[ArmResult],
@@ -233,6 +231,8 @@ def _result(
     final: Mapping[str, ChannelSet],
 ) -> dict[str, Any]:
     return {
+        "method": config.method,
+        "title": config.title,
         "experiment": {**asdict(experiment), "compare": list(experiment.compare), **shared},
         "config": asdict(config),
         "arms": [arm.as_dict() for arm in arms],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dcx_kernels.channel_set import ChannelSet
 from dcx_kernels.graph import ChannelModel, cost
-from dcx_kernels.recipes.dce import Stage
+from dcx_kernels.recipes.stages import Stage
 from dcx_kernels.train.memory import saved_bytes
 from dcx_kernels.train.modes import preserved
 
@@ -33,7 +33,7 @@ class ArmResult:
         step_ms: median time of a training step; None if there was none.
         selecting_step_ms: the same while channels were selected; None if they never were.
         saved_bytes: kept between forward and backward of one batch.
-        selecting_saved_bytes: the same with the channels of the first selection; None if there
+        selecting_saved_bytes: the same with the channels of a step of the selection; None if there
             was none.
         steps: training steps.
     """
@@ -60,7 +60,7 @@ def measure(
     images: Tensor,
     labels: Tensor,
     rows: Sequence[Mapping[str, Any]],
-    selection_epochs: int,
+    selecting: range,
     first: Mapping[str, ChannelSet] | None = None,
     computed: nn.Module | None = None,
 ) -> ArmResult:
@@ -71,14 +71,14 @@ def measure(
         images: one training batch.
         labels: its labels.
         rows: the log.
-        selection_epochs: epochs in which channels were selected, if the network has a choice.
-        first: the channels of the first step, if they were selected.
+        selecting: epochs in which channels were selected, if the network has a choice.
+        first: the channels of one of their steps, if they were.
         computed: the network whose costs count; a mask computes everything the dense one does.
     """
     model = stage.model if computed is None else computed
     price = cost(model) if isinstance(model, ChannelModel) else cost(model, images[:1])
     steps = [row for row in rows if row["arm"] == stage.arm and row["kind"] == "step"]
-    selecting = [row for row in steps if row["active"] and row["epoch"] < selection_epochs]
+    changing = [row for row in steps if row["active"] and row["epoch"] in selecting]
     return ArmResult(
         arm=stage.arm,
         accuracy=stage.accuracy,
@@ -87,7 +87,7 @@ def measure(
         macs=price.macs,
         activation_bytes=price.activation_bytes,
         step_ms=_median_time(steps),
-        selecting_step_ms=_median_time(selecting),
+        selecting_step_ms=_median_time(changing),
         saved_bytes=_saved(stage.model, images, labels, {}),
         selecting_saved_bytes=_saved(stage.model, images, labels, first) if first else None,
         steps=len(steps),

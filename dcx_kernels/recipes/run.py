@@ -14,6 +14,7 @@ from dcx_kernels.train.checkpoint import load
 from dcx_kernels.train.log import Log
 from dcx_kernels.train.loop import CHECKPOINT, Trainer
 from dcx_kernels.train.progress import Progress, Silent
+from dcx_kernels.train.schedule import Schedule, step_decay
 
 __all__ = ["Run"]
 
@@ -59,6 +60,7 @@ class Run:
         model: nn.Module,
         selector: Selector | None,
         optimizer: Optimizer,
+        schedule: Schedule = step_decay,
         **identity: Any,
     ) -> Trainer:
         """Return the trainer of ``arm``, at its checkpoint if the run is resumed.
@@ -68,6 +70,7 @@ class Run:
             model: the model to train.
             selector: its selector, or None.
             optimizer: its optimizer.
+            schedule: factor on its learning rate.
             **identity: more JSON values that a checkpoint must agree with.
 
         Raises:
@@ -78,6 +81,7 @@ class Run:
             model,
             selector,
             optimizer,
+            schedule=schedule,
             checkpoint_dir=self.checkpoint_dir(arm),
             checkpoint_every=self.checkpoint_every,
             log=log,

@@ -90,6 +90,14 @@ class Selector(ABC):
     def final(self) -> dict[str, ChannelSet]:
         """Return the sets to keep if selection ended now; changes no state."""
 
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """What channels are ranked by at present, (num_channels,) a group; empty if by nothing.
+
+        For logs and figures.
+        """
+        return {}
+
     @abstractmethod
     def state_dict(self) -> State:
         """Return the whole state, flat: tensors, and scalars and strings that JSON can hold."""

@@ -100,6 +100,11 @@ class CUCB(Selector):
         return self._layout.split(self._mean)
 
     @property
+    def scores(self) -> dict[str, Tensor]:
+        """The means: what `final` ranks channels by."""
+        return self.mean
+
+    @property
     def num_pulls(self) -> dict[str, Tensor]:
         """How often each channel was active, (num_channels,) int64."""
         return self._layout.split(self._pulls)

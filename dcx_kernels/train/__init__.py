@@ -7,7 +7,7 @@ from dcx_kernels.train.log import Log, read_rows
 from dcx_kernels.train.loop import Trainer
 from dcx_kernels.train.memory import saved_bytes
 from dcx_kernels.train.recalibrate import recalibrate
-from dcx_kernels.train.schedule import Schedule, constant, step_decay
+from dcx_kernels.train.schedule import Schedule, constant, multi_step, step_decay
 
 __all__ = [
     "Evaluation",
@@ -16,6 +16,7 @@ __all__ = [
     "Trainer",
     "constant",
     "evaluate",
+    "multi_step",
     "read_rows",
     "recalibrate",
     "saved_bytes",

@@ -175,7 +175,8 @@ class Trainer:
         if eval_loader is not None:
             result = evaluate(self.model, eval_loader, sets=sets, loss_fn=self.loss_fn)
         lr = self.optimizer.param_groups[0]["lr"]
-        self._report(epoch_row(self.position, lr, sets, result, seconds))
+        scores = None if self.selector is None else self.selector.scores
+        self._report(epoch_row(self.position, lr, sets, result, seconds, scores))
         self.position.next_epoch()
         self.save()
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dcx_kernels.train import figures
+from dcx_kernels.train import figures, figures_groups
 from dcx_kernels.train.atomic import replace_text
 from dcx_kernels.train.table import COLUMNS, cells, size
 
@@ -43,7 +43,7 @@ def write_report(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[s
     arms = [arm["arm"] for arm in result["arms"]]
     title = f"{result['experiment']['model']} on {result['experiment']['data']}"
     parts = [
-        f"<h1>Dynamic channel execution: {escape(title)}</h1>",
+        f"<h1>{escape(result['title'])}: {escape(title)}</h1>",
         f"<p>{escape(_summary(result))}</p>",
         _comparison(result["arms"]),
         _notes(result),
@@ -51,14 +51,7 @@ def write_report(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[s
         _image(figures.accuracy_curves(rows, arms), "test accuracy per epoch of each network"),
         _image(figures.loss_curves(rows, arms), "training loss per step of each network"),
         "<h2>Channels</h2>",
-        _image(
-            figures.channels_over_time(rows, "sparse", result["channels"]),
-            "active fraction of each channel group over the steps",
-        ),
-        _image(
-            figures.final_channels(result["final"], result["channels"]),
-            "channels kept in each group",
-        ),
+        *_group_figures(result, rows),
         "<h2>Time and memory</h2>",
         _image(figures.cost_bars(result["arms"]), "step time and saved bytes of each network"),
         "<h2>Configuration</h2>",
@@ -72,12 +65,35 @@ def write_report(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[s
     replace_text(path, page)
 
 
+def _group_figures(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    channels = result["channels"]
+    found = [
+        _image(
+            figures_groups.channels_over_time(rows, "sparse", channels),
+            "active fraction of each channel group over the steps",
+        ),
+        _image(
+            figures_groups.kept_over_epochs(rows, "sparse", channels),
+            "kept fraction of each channel group over the epochs",
+        ),
+    ]
+    scores = figures_groups.scores_over_epochs(rows, "sparse", channels)
+    if scores is not None:
+        found.append(_image(scores, "mean score of each channel group over the epochs"))
+    final = figures_groups.final_channels(result["final"], channels)
+    return [*found, _image(final, "channels kept in each group")]
+
+
 def _summary(result: Mapping[str, Any]) -> str:
     kept, total = sum(result["final"].values()), sum(result["channels"].values())
     config = result["config"]
+    chosen = f"selected by {config['selector']}"
+    if config.get("final") == "random":
+        chosen += ", then drawn at random,"
+    procedure = f"{config['procedure']} procedure, " if "procedure" in config else ""
     return (
-        f"{kept} of {total} channels selected by {config['selector']} at density "
-        f"{config['density']:g}; {config['procedure']} procedure, {config['epochs']} epochs of "
+        f"{kept} of {total} channels {chosen} at density "
+        f"{config['density']:g}; {procedure}{config['epochs']} epochs of "
         f"batches of {config['batch_size']}."
     )
 
@@ -92,7 +108,8 @@ def _notes(result: Mapping[str, Any]) -> str:
         for arm in result["arms"]
         if arm["selecting_step_ms"] is not None
     )
-    text += f" Median step and saved bytes while the channels changed at every step: {selecting}."
+    if selecting:
+        text += f" Median step and saved bytes while channels changed at every step: {selecting}."
     if result["config"]["recalibrate"]:
         before = ", ".join(
             f"{arm['arm']} {100 * arm['accuracy_as_trained']:.2f} %"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 
-__all__ = ["Schedule", "constant", "step_decay"]
+__all__ = ["Schedule", "constant", "multi_step", "step_decay"]
 
 Schedule = Callable[[int, int], float]
 """``schedule(epoch, epochs)``: factor on the learning rate in 0-based ``epoch`` of ``epochs``."""
@@ -29,3 +30,13 @@ def step_decay(epoch: int, epochs: int) -> float:
     if 4 * epoch >= 3 * epochs:
         return 0.01
     return 0.1 if 2 * epoch >= epochs else 1.0
+
+
+def multi_step(milestones: Sequence[int]) -> Schedule:
+    """Return a schedule that divides by 10 at the start of each of these 0-based epochs."""
+    ordered = sorted(milestones)
+
+    def schedule(epoch: int, epochs: int) -> float:
+        return 10.0 ** -bisect_right(ordered, epoch)
+
+    return schedule

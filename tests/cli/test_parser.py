@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
 import subprocess
 import sys
@@ -17,19 +16,25 @@ from dcx_kernels.cli.info import info
 from dcx_kernels.cli.inspect import inspect as inspect_command
 from dcx_kernels.cli.main import COMMANDS
 from dcx_kernels.cli.parser import build_parser
+from dcx_kernels.cli.reproduce import reproduce
 from dcx_kernels.cli.train import train
 from dcx_kernels.models import MODELS
-from dcx_kernels.recipes import DCEConfig
+from dcx_kernels.recipes.config import METHODS
 
 OPTIONS = {
-    "train": """--augment --batch-size --channels-last --checkpoint-every --compare --data --density
-        --device --epochs --finetune-epochs --help --inactive --lr --min-active --model --momentum
-        --no-augment --no-onnx --no-recalibrate --onnx --out --procedure --recalibrate --residual
-        --resume --round-to --saliency --seed --select-epochs --selector --tau --threads --traceback
-        --weight-decay --width""",
+    "train": """--augment --batch-size --channels-last --checkpoint-every --compare --data
+        --decay --decay-policy --decay-scope --density --device --download --epochs --final
+        --finetune-epochs --help --image-size --inactive --initial --lr --method --milestones
+        --min-active --model --momentum --no-augment --no-onnx --no-recalibrate --onnx --out
+        --procedure --recalibrate --residual --resume --round-to --saliency --seed --select-epochs
+        --selector --strict --tau --tensorboard --threads --traceback --warmup-epochs
+        --weight-decay --weights --width""",
     "inspect": """--classes --density --grouped --help --image-size --leaf-module --plot --residual
         --seed --traceback --width model""",
     "export": "--classes --help --image-size --model --onnx --thin --traceback --width source",
+    "reproduce": """--batch-size --budget --channels-last --data --densities --device --epochs
+        --help --image-size --list --lr --models --out --seeds --threads --traceback --variants
+        --width target""",
     "info": "--help --traceback",
 }
 
@@ -60,6 +65,7 @@ def test_every_command_has_a_function() -> None:
         ("train", train, ["--out", "x"]),
         ("inspect", inspect_command, ["vgg19"]),
         ("export", export, ["x"]),
+        ("reproduce", reproduce, []),
         ("info", info, []),
     ],
 )
@@ -70,7 +76,7 @@ def test_options_are_the_arguments_of_the_function(
     assert callable(function)
     parameters = set(inspect.signature(function).parameters)
     if "settings" in parameters:
-        fields = {field.name for field in dataclasses.fields(DCEConfig)}
+        fields = {name for kind in METHODS.values() for name in kind.names()}
         parameters = (parameters - {"settings"}) | (fields - {"recalibrate_batches"})
     assert options == parameters
 
@@ -84,6 +90,16 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     if command != "info":
         assert "examples:" in text
         assert f"dcx {command} " in text
+
+
+def test_help_explains_both_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        entry(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("selection with --method dce", "selection with --method dcp", "0.6, 0.7, 1 with"):
+        assert words in text
+    for method in METHODS:
+        assert f"--method {method}" in text
 
 
 @pytest.mark.parametrize("command", ["train", "inspect", "export"])
@@ -103,6 +119,9 @@ def test_help_names_every_model(command: str, capsys: pytest.CaptureFixture[str]
         ["train"],
         ["train", "--out", "x", "--epochs", "many"],
         ["train", "--out", "x", "--nonsense"],
+        ["train", "--out", "x", "--milestones", "one,two"],
+        ["reproduce", "dce-table1", "--seeds", "first"],
+        ["reproduce", "dce-table1", "--densities", "half"],
     ],
     ids=str,
 )

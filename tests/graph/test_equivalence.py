@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -57,15 +58,16 @@ def test_training_equals_masked_training(
     _assert_same_state(model, optimizer, oracle)
 
 
+@pytest.mark.parametrize("inactive", ["frozen", "decay"])
 @pytest.mark.parametrize("network", ["vgg19", "chain", "streams", "branches"])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_adamw_equals_masked_adamw(network: str, amsgrad: bool) -> None:
+def test_adamw_equals_masked_adamw(network: str, amsgrad: bool, inactive: str) -> None:
     dense, x, t = batch(network)
     # a bias before a norm has a true gradient of 0: a small eps would blow up its rounding
     settings = {"lr": 1e-3, "weight_decay": 0.05, "amsgrad": amsgrad, "eps": 1e-4}
-    oracle = MaskedOracle(dense, x, lambda p: torch.optim.AdamW(p, **settings), "frozen")
+    oracle = MaskedOracle(dense, x, lambda p: torch.optim.AdamW(p, **settings), inactive)
     model = dcx.convert(dense, x)
-    optimizer = dcx.optim.AdamW(model, **settings)
+    optimizer = dcx.optim.AdamW(model, inactive=inactive, **settings)
     for _ in range(6):
         sets = random_sets(model)
         oracle.step(sets, x, t)
@@ -136,14 +138,16 @@ def test_dense_gradients_equal_the_masked_ones() -> None:
         torch.optim.SGD(sparse.parameters(), lr=0.1).step()
 
 
+@pytest.mark.parametrize("make", [dcx.optim.SGD, dcx.optim.AdamW])
 @pytest.mark.parametrize("inactive", ["frozen", "decay"])
-def test_accumulation_over_different_sets_equals_masked(inactive: str) -> None:
+def test_accumulation_over_different_sets_equals_masked(inactive: str, make: Any) -> None:
     """Two backward passes with different sets before one step: promoted, exact."""
     dense, x, t = batch("chain")
+    settings = VARIANTS["nesterov"] if make is dcx.optim.SGD else {"lr": 1e-3, "eps": 1e-4}
     results = []
     for execution in ("sparse", "mask"):
         model = dcx.convert(dense, x, execution=execution)
-        optimizer = dcx.optim.SGD(model, inactive=inactive, **VARIANTS["nesterov"])
+        optimizer = make(model, inactive=inactive, **settings)
         torch.manual_seed(3)
         for _ in range(3):
             optimizer.zero_grad()

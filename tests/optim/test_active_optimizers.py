@@ -254,7 +254,7 @@ def test_clip_errors() -> None:
         (lambda m: dcx.optim.SGD(m.parameters()), TypeError, "expected a module first"),
         (lambda m: dcx.optim.AdamW(m, betas=(1.0, 0.9)), ValueError, "expected beta 0 in"),
         (lambda m: dcx.optim.AdamW(m, eps=-1.0), ValueError, "expected eps >= 0"),
-        (lambda m: dcx.optim.AdamW(m, inactive="decay"), ValueError, "expected inactive='frozen'"),
+        (lambda m: dcx.optim.AdamW(m, inactive="none"), ValueError, "'frozen' or 'decay', got 'no"),
     ],
 )
 def test_bad_settings_are_refused(make: Any, error: type[Exception], message: str) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dcx_kernels.graph import ChannelGroup
 from dcx_kernels.models import MODELS, VGG
-from dcx_kernels.recipes.dce import first_channels
 from dcx_kernels.recipes.networks import build_network, check_runs, check_trains, known_names
+from dcx_kernels.recipes.stages import first_channels
 
 
 def test_our_own_names_come_first() -> None:

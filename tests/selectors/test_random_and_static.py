@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dcx_kernels.channel_set import ChannelSet
-from dcx_kernels.selectors import Random, Selector, Static
+from dcx_kernels.selectors import CUCB, DCP, Random, Selector, Static
 
 GROUPS = {"a": 30, "b": 10}
 
@@ -109,5 +109,5 @@ def test_static_refuses_nothing():
 
 
 def test_only_statistics_need_saliency():
-    assert Selector.needs_saliency
+    assert Selector.needs_saliency and CUCB.needs_saliency and DCP.needs_saliency
     assert not Random.needs_saliency and not Static.needs_saliency

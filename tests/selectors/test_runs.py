@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcx_kernels.channel_set import ChannelSet
-from dcx_kernels.selectors import CUCB, Random, Static, global_top
+from dcx_kernels.selectors import CUCB, DCP, Random, Static, global_top
 from dcx_kernels.selectors.rounding import round_widths
 
 INF = math.inf
@@ -161,7 +161,7 @@ def test_row_means_never_rise_whatever_rounding_does():
         ({"a": Group(12, 3), "b": Group(12, 4)}, 0.5, 11),  # 12 is no 3 a + 4 b with both
     ],
 )
-@pytest.mark.parametrize("selector", [CUCB, Random])
+@pytest.mark.parametrize("selector", [CUCB, DCP, Random])
 def test_budget_is_the_nearest_total(selector, groups, density, budget):
     chosen = selector(groups, density)
     assert chosen.budget == budget == sum(map(len, chosen.final().values()))
@@ -218,9 +218,9 @@ def test_round_widths_with_equal_runs_leaves_at_most_one_group_off(runs, round_t
 @pytest.mark.parametrize("runs", [3, 0, -2, True, 2.0])
 def test_runs_that_do_not_divide_are_refused_by_name(runs):
     groups = {"a": Group(4), "b": Group(8, runs)}
-    for make in (lambda: CUCB(groups, 0.5), lambda: Random(groups, 0.5)):
+    for selector in (CUCB, DCP, Random):
         with pytest.raises(ValueError, match=f"b: expected .* divides the 8 channels, got {runs}"):
-            make()
+            selector(groups, 0.5)
     with pytest.raises(ValueError, match="b: expected"):
         global_top({"a": torch.ones(4), "b": torch.ones(8)}, 6, runs={"b": runs})
     with pytest.raises(ValueError, match="b: expected"):

@@ -1,4 +1,4 @@
-"""CUCB, Random and Static on groups whose channels form runs."""
+"""CUCB, DCP, Random and Static on groups whose channels form runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcx_kernels.channel_set import ChannelSet
-from dcx_kernels.selectors import CUCB, Random, Static
+from dcx_kernels.selectors import CUCB, DCP, Random, Static
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def test_cucb_load_refuses_a_pending_set_that_is_uneven_or_too_large(pending):
         selector.load_state_dict(state)
 
 
-@pytest.mark.parametrize("selector", [CUCB, Random])
+@pytest.mark.parametrize("selector", [CUCB, DCP, Random])
 def test_round_to_gives_multiples_of_both(selector):
     groups = {"a": Group(48), "b": Group(96, 3), "c": Group(64, 16)}
     chosen = selector(groups, 0.5, round_to=8)
@@ -220,6 +220,50 @@ def test_round_to_gives_multiples_of_both(selector):
             0
         ] * 3
         chosen.update({name: torch.rand(len(s)) for name, s in sets.items()})
+
+
+def test_dcp_ranks_rows_by_their_mean_utility():
+    selector = DCP({"a": Group(4, 2), "b": Group(2)}, density=0.5, decay=0.5, warmup_steps=1)
+    assert as_lists(selector.select()) == {"a": [0, 1, 2, 3], "b": [0, 1]}
+    # theta: a .8 .2 | .4 1, b 1 .5: rows of a .8 1 and .2 .4, that is .9 and .3; b 1 and .5
+    selector.update({"a": torch.tensor([4.0, 1.0, 2.0, 5.0]), "b": torch.tensor([2.0, 1.0])})
+    assert selector.budget == 3
+    assert as_lists(selector.select()) == {"a": [0, 3], "b": [0]}
+    # a0 .4 + 0, a3 .5 + 1: rows .4 1.5 and .2 .4 still
+    selector.update({"a": torch.tensor([0.0, 5.0]), "b": torch.tensor([3.0])})
+    assert selector.utility["a"].tolist() == pytest.approx([0.4, 0.2, 0.4, 1.5])
+    assert as_lists(selector.select()) == as_lists(selector.final()) == {"a": [0, 3], "b": [0]}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_dcp_sets_are_even_in_every_phase(strict, round_to):
+    selector = DCP(MIXED, 0.3, warmup_steps=2, strict=strict, min_active=5, round_to=round_to)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(8):
+        sets = selector.select()
+        assert_even(sets, MIXED, min_active=5)
+        total = sum(map(len, sets.values()))
+        assert total <= selector.budget or (step < 2 and all(s.is_full for s in sets.values()))
+        if step >= 2 and not strict:
+            assert total == selector.budget
+        for name, chosen in sets.items():
+            assert chosen == ChannelSet(chosen.indices, MIXED[name].num_channels)
+        selector.update({n: torch.rand(len(s), generator=generator) for n, s in sets.items()})
+    assert_even(selector.final(), MIXED, min_active=5)
+
+
+@pytest.mark.parametrize("steps", [0, 2, 5])
+@pytest.mark.parametrize("pending", [False, True])
+def test_dcp_state_round_trip_with_runs(steps, pending):
+    whole, resumed = (DCP(MIXED, 0.3, warmup_steps=1) for _ in range(2))
+    run(whole, steps, seed=1)
+    if pending:
+        whole.select()
+    resumed.load_state_dict(whole.state_dict())
+    assert same_state(whole.state_dict(), resumed.state_dict())
+    assert run(whole, 4, seed=2) == run(resumed, 4, seed=2)
+    assert same_state(whole.state_dict(), resumed.state_dict())
 
 
 def test_random_with_runs():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dcx_kernels.train import figures
+from dcx_kernels.train import figures, figures_groups
 from dcx_kernels.train.report import write_report
 from dcx_kernels.train.table import COLUMNS, cells, count, size
 
@@ -34,6 +34,8 @@ def _result() -> dict[str, Any]:
         "sparse", accuracy_as_trained=0.5, selecting_step_ms=15.67, selecting_saved_bytes=2**21
     )
     return {
+        "method": "dce",
+        "title": "Dynamic channel execution",
         "experiment": {"model": "vgg19", "data": "<digits>"},
         "config": {**config, "batch_size": 32, "recalibrate": True},
         "arms": [_arm("dense"), _arm("mask"), sparse, _arm("thin")],
@@ -54,7 +56,10 @@ def _rows() -> list[dict[str, Any]]:
                 extra = widths if arm in ("mask", "sparse") else {}
                 rows.append({**at, "kind": "step", "loss": 1 / step, "step_ms": 2.0, **extra})
             last = {"arm": arm, "kind": "epoch", "epoch": epoch}
-            rows.append({**last, "test_accuracy": 0.5 + 0.1 * epoch})
+            extra = {"widths": {"features.0": 2, "features.3": 6 + epoch}}
+            extra["scores"] = {"features.0": 0.3, "features.3": 0.2 * epoch}
+            more = extra if arm in ("mask", "sparse") else {}
+            rows.append({**last, "test_accuracy": 0.5 + 0.1 * epoch, **more})
     return rows
 
 
@@ -63,7 +68,7 @@ def test_report_is_self_contained(tmp_path: Path) -> None:
     write_report(path, _result(), _rows())
     page = path.read_text(encoding="utf-8")
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 5
+    assert len(images) == 7
     for image in images:
         data = base64.b64decode(image)
         assert data.startswith(b"\x89PNG")
@@ -92,12 +97,25 @@ def test_report_without_recalibration_says_so(tmp_path: Path) -> None:
     assert "they were not measured again" in (tmp_path / "r.html").read_text()
 
 
+def test_report_of_a_method_without_procedures_names_the_method(tmp_path: Path) -> None:
+    result = _result()
+    result["title"] = "Dynamic channel propagation"
+    del result["config"]["procedure"]
+    result["arms"][2] = _arm("sparse", accuracy_as_trained=0.5)
+    write_report(tmp_path / "r.html", result, _rows())
+    page = (tmp_path / "r.html").read_text()
+    assert "<h1>Dynamic channel propagation: vgg19 on &lt;digits&gt;</h1>" in page
+    assert "selected by cucb at density 0.4; 2 epochs of batches of 32." in page
+    assert "while channels changed" not in page  # no step of the kind
+
+
 def test_figures_with_few_rows_still_draw() -> None:
     arms = [_arm("thin", step_ms=None)]
     for png in (
         figures.accuracy_curves([], ARMS),
         figures.loss_curves([], ARMS),
-        figures.channels_over_time([], "sparse", {"a": 3}),
+        figures_groups.channels_over_time([], "sparse", {"a": 3}),
+        figures_groups.kept_over_epochs([], "sparse", {"a": 3}),
         figures.cost_bars(arms),
     ):
         assert png.startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from torch import Tensor
 from dcx_kernels.data import Loader
 from dcx_kernels.errors import CheckpointError
 from dcx_kernels.optim import AdamW
-from dcx_kernels.selectors import Random
+from dcx_kernels.selectors import DCP, Random
 from dcx_kernels.train import checkpoint
 from dcx_kernels.train.log import TIMINGS, Log, read_rows
 from dcx_kernels.train.loop import Trainer
@@ -165,6 +165,30 @@ def test_resume_with_adamw_and_random_selector(
     assert again.position.step == 6
     again.fit(loader, 2)
     assert (tmp_path / "a" / LATEST).read_bytes() == (tmp_path / "b" / LATEST).read_bytes()
+
+
+@pytest.mark.parametrize("steps", [2, 4, 7, 13])  # in the warm-up and at every lambda
+@pytest.mark.parametrize("strict", [False, True])
+def test_resume_with_dcp_is_exact(
+    trainer_in: Make, channel_model: Make, loader: Loader, tmp_path: Path, steps: int, strict: bool
+) -> None:
+    def build(directory: Path) -> Trainer:
+        model = channel_model()
+        model.saliency_reduction = "sample"
+        decay = {0: 0.6, 5: 0.7, 10: 1.0}
+        selector = DCP(model.groups, 0.5, decay=decay, warmup_steps=3, strict=strict)
+        trainer: Trainer = trainer_in(directory, model=model, selector=selector, checkpoint_every=1)
+        return trainer
+
+    build(tmp_path / "a").fit(loader, EPOCHS)
+    with pytest.raises(_KilledError):
+        build(tmp_path / "b").fit(_KilledAfter(loader, steps, _kill), EPOCHS)
+    again = build(tmp_path / "b")
+    again.load(tmp_path / "b" / LATEST)
+    assert again.position.step == steps
+    again.fit(loader, EPOCHS)
+    assert (tmp_path / "a" / LATEST).read_bytes() == (tmp_path / "b" / LATEST).read_bytes()
+    assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
 
 
 def test_resume_of_a_plain_model_with_torch_sgd(
