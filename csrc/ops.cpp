@@ -10,6 +10,11 @@ STABLE_TORCH_LIBRARY(dcx_native, m) {
   m.def(
       "sample_conv2d_fwd(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? in_idx, "
       "Tensor? out_idx, int[] stride, int[] padding, int[] dilation) -> ()");
+  // and a whole layer with gates in evaluation: y, winners and g
+  m.def(
+      "gated_conv2d(Tensor x, Tensor? in_idx, Tensor weight, Tensor phi, Tensor rho, Tensor beta, "
+      "Tensor mean, Tensor var, float eps, int k, int[] stride, int[] padding, int[] dilation, "
+      "bool relu) -> (Tensor, Tensor, Tensor)");
   m.def(
       "sample_conv2d_dgrad(Tensor(a!) dx, Tensor dy, Tensor weight, Tensor? in_idx, "
       "Tensor? out_idx, int[] stride, int[] padding, int[] dilation) -> ()");

@@ -95,12 +95,31 @@ DCX_MULTIVERSION void pack(T* patches, const T* image, const Grid& grid, int64_t
   }
 }
 
+// Skipped channels leave gaps that no prefetcher foresees: ask for the weights of a panel of rows
+// while the one before is computed.
+template <typename T>
+inline void fetch(const T* const* rows, int64_t num_rows, const ptrdiff_t* offsets, int64_t depth,
+                  int64_t panel) {
+  if (panel >= row_panels(num_rows)) return;
+  constexpr int64_t line = 64 / sizeof(T);
+  const int64_t to = panel_start(num_rows, panel + 1);
+  for (int64_t i = panel_start(num_rows, panel); i < to; ++i) {
+    ptrdiff_t last = -line;
+    for (int64_t d = 0; d < depth; ++d) {
+      if (offsets[d] - last < line && offsets[d] >= last) continue;
+      last = offsets[d];
+      __builtin_prefetch(rows[i] + last);
+    }
+  }
+}
+
 template <typename T>
 DCX_MULTIVERSION void multiply(T* sums, const T* const* rows, int64_t num_rows,
                                const ptrdiff_t* offsets, const T* patches, int64_t panels,
                                int64_t depth) {
   for (int64_t r = 0; r < row_panels(num_rows); ++r) {
     const int64_t from = panel_start(num_rows, r), to = panel_start(num_rows, r + 1);
+    fetch(rows, num_rows, offsets, depth, r + 1);
     for (int64_t p = 0; p < panels; ++p, sums += TILE_SIZE<T>) {
       const T* right = patches + p * depth * TILE_COLUMNS<T>;
       tile<T, false>(to - from, sums, rows + from, offsets, right, nullptr, depth);
@@ -124,15 +143,45 @@ void start_sums(T* sums, const T* bias, const int64_t* channels, int64_t first, 
   }
 }
 
+// Sums while they are in the cache: factors are of the rows, relu comes first.
+template <typename T>
+DCX_MULTIVERSION void boost(T* sums, const T* factors, bool relu, int64_t rows, int64_t panels) {
+  using Vector = typename Lanes<T>::Vector;
+  for (int64_t r = 0; r < row_panels(rows); ++r) {
+    const int64_t from = panel_start(rows, r), to = panel_start(rows, r + 1);
+    for (int64_t p = 0; p < panels; ++p, sums += TILE_SIZE<T>) {
+      for (int64_t i = from; i < to; ++i) {
+        T* sum = sums + (i - from) * TILE_COLUMNS<T>;
+        for (int64_t q = 0; q < TILE_COLUMNS<T>; q += VECTOR_BYTES / sizeof(T)) {
+          Vector values;
+          std::memcpy(&values, sum + q, sizeof(values));
+          if (relu) values = values < 0 ? Vector{} : values;  // NaN stays
+          values *= factors[i];
+          std::memcpy(sum + q, &values, sizeof(values));
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 void store_sums(const Image<T>& result, const T* sums, const Grid& grid, int64_t first,
                 int64_t rows, int64_t start, int64_t stop) {
   constexpr int64_t columns = TILE_COLUMNS<T>;
+  const bool in_order = grid.result_step[0] == 1 && grid.result_step[1] == 1 &&
+                        result.column == 1 && result.row == grid.columns;
   for (int64_t r = 0; r < row_panels(rows); ++r) {
     const int64_t from = panel_start(rows, r), to = panel_start(rows, r + 1);
     for (int64_t pixel = start; pixel < stop; pixel += columns, sums += TILE_SIZE<T>) {
       ptrdiff_t at[columns];
       const int64_t count = std::min(columns, stop - pixel);
+      if (in_order) {
+        for (int64_t i = from; i < to; ++i) {
+          T* channel = result.data + (first + i) * result.channel;
+          std::copy_n(sums + (i - from) * columns, count, channel + pixel);
+        }
+        continue;
+      }
       for (int64_t q = 0; q < count; ++q) {
         const int64_t i = (pixel + q) / grid.columns, j = (pixel + q) % grid.columns;
         at[q] = (grid.result_row + i * grid.result_step[0]) * result.row +
@@ -150,8 +199,8 @@ void store_sums(const Image<T>& result, const T* sums, const Grid& grid, int64_t
 // Channels [first, last) of the result, pixels [start, stop) of the grid.
 template <typename T>
 void convolve(const Image<T>& result, const Image<const T>& source, int64_t channels,
-              const Filter<T>& filter, const T* bias, const Grid& grid, int64_t first, int64_t last,
-              int64_t start, int64_t stop) {
+              const Filter<T>& filter, const Gate<T>& gate, const Grid& grid, int64_t first,
+              int64_t last, int64_t start, int64_t stop) {
   thread_local Scratch<T> scratch;
   constexpr int64_t columns = TILE_COLUMNS<T>;
   const int64_t rows = last - first, taps = grid.taps();
@@ -164,7 +213,7 @@ void convolve(const Image<T>& result, const Image<const T>& source, int64_t chan
   for (int64_t from = start; from < stop; from += most) {
     const int64_t to = std::min(stop, from + most), panels = (to - from + columns - 1) / columns;
     T* sums = at_least(scratch.sums, row_panels(rows) * panels * TILE_SIZE<T>);
-    start_sums(sums, bias, filter.rows, first, rows, panels);
+    start_sums(sums, gate.bias, filter.rows, first, rows, panels);
     for (int64_t c = 0; c < channels && taps > 0; c += block) {
       const int64_t count = std::min(block, channels - c), depth = count * taps;
       const int64_t top = from / grid.columns, bottom = (to - 1) / grid.columns;
@@ -184,6 +233,7 @@ void convolve(const Image<T>& result, const Image<const T>& source, int64_t chan
       }
       multiply<T>(sums, row, rows, scratch.offsets.data(), patches, panels, depth);
     }
+    if (gate.factor) boost<T>(sums, gate.factor + first, gate.relu, rows, panels);
     store_sums(result, sums, grid, first, rows, from, to);
   }
 }
@@ -191,8 +241,8 @@ void convolve(const Image<T>& result, const Image<const T>& source, int64_t chan
 // All samples and grids; few samples are divided among the threads, along the longer side.
 template <typename T>
 void convolve_samples(const Tensor& result, const Tensor& source, const Tensor& weight,
-                      const std::optional<Tensor>& bias, const Lists& row_lists,
-                      const Lists& depth_lists, bool backward, const std::vector<Grid>& grids) {
+                      const Gate<T>& gates, const Lists& row_lists, const Lists& depth_lists,
+                      bool backward, const std::vector<Grid>& grids) {
   const int64_t samples = result.size(0), rows = result.size(1), channels = source.size(1);
   if (result.numel() == 0) return;
   const int64_t threads = torch::stable::get_num_threads();
@@ -200,7 +250,6 @@ void convolve_samples(const Tensor& result, const Tensor& source, const Tensor& 
   const int64_t num_grids = grids.size();
   const T* in = static_cast<const T*>(source.const_data_ptr());
   const T* filters = static_cast<const T*>(weight.const_data_ptr());
-  const T* biases = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
   T* out = static_cast<T*>(result.mutable_data_ptr());
   const auto work = [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -215,13 +264,15 @@ void convolve_samples(const Tensor& result, const Tensor& source, const Tensor& 
       const int64_t from = units[by_pixels] * part / parts;
       const int64_t to = units[by_pixels] * (part + 1) / parts;
       if (from == to) continue;
+      Gate<T> gate = gates;
+      if (gate.factor) gate.factor += sample * rows;
       const Image<T> y = image_of<T>(result, sample, out);
       const Image<const T> x = image_of<const T>(source, sample, in);
       if (by_pixels) {
         const int64_t stop = std::min(pixels, to * TILE_COLUMNS<T>);
-        convolve<T>(y, x, channels, filter, biases, grid, 0, rows, from * TILE_COLUMNS<T>, stop);
+        convolve<T>(y, x, channels, filter, gate, grid, 0, rows, from * TILE_COLUMNS<T>, stop);
       } else {
-        convolve<T>(y, x, channels, filter, biases, grid, panel_start(rows, from),
+        convolve<T>(y, x, channels, filter, gate, grid, panel_start(rows, from),
                     panel_start(rows, to), 0, pixels);
       }
     }
@@ -230,6 +281,19 @@ void convolve_samples(const Tensor& result, const Tensor& source, const Tensor& 
 }
 
 }  // namespace
+
+template <typename T>
+void convolve_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Lists& in_idx,
+                      const Lists& out_idx, const Window& window, const Gate<T>& gate) {
+  const std::vector<Grid> grids{
+      forward_grid(window, y.size(2), y.size(3), weight.stride(2), weight.stride(3))};
+  convolve_samples<T>(y, x, weight, gate, out_idx, in_idx, false, grids);
+}
+
+template void convolve_forward(const Tensor&, const Tensor&, const Tensor&, const Lists&,
+                               const Lists&, const Window&, const Gate<float>&);
+template void convolve_forward(const Tensor&, const Tensor&, const Tensor&, const Lists&,
+                               const Lists&, const Window&, const Gate<double>&);
 
 void sample_conv2d_fwd(Tensor y, Tensor x, Tensor weight, std::optional<Tensor> bias, Lists in_idx,
                        Lists out_idx, Sizes stride, Sizes padding, Sizes dilation) {
@@ -241,12 +305,13 @@ void sample_conv2d_fwd(Tensor y, Tensor x, Tensor weight, std::optional<Tensor> 
                   bias->dim() == 1 && bias->size(0) == weight.size(0),
               name, words("bias of ", weight.size(0), " values, of x's dtype"), bias->numel());
   }
-  const std::vector<Grid> grids{
-      forward_grid(window, y.size(2), y.size(3), weight.stride(2), weight.stride(3))};
+  const void* data = bias ? bias->const_data_ptr() : nullptr;
   if (x.scalar_type() == torch::headeronly::ScalarType::Float) {
-    convolve_samples<float>(y, x, weight, bias, out_idx, in_idx, false, grids);
+    const Gate<float> gate{static_cast<const float*>(data), nullptr, false};
+    convolve_forward(y, x, weight, in_idx, out_idx, window, gate);
   } else {
-    convolve_samples<double>(y, x, weight, bias, out_idx, in_idx, false, grids);
+    const Gate<double> gate{static_cast<const double*>(data), nullptr, false};
+    convolve_forward(y, x, weight, in_idx, out_idx, window, gate);
   }
 }
 
@@ -257,9 +322,9 @@ void sample_conv2d_dgrad(Tensor dx, Tensor dy, Tensor weight, Lists in_idx, List
   const std::vector<Grid> grids =
       backward_grids(window, dx.size(2), dx.size(3), weight.stride(2), weight.stride(3));
   if (dx.scalar_type() == torch::headeronly::ScalarType::Float) {
-    convolve_samples<float>(dx, dy, weight, std::nullopt, in_idx, out_idx, true, grids);
+    convolve_samples<float>(dx, dy, weight, {}, in_idx, out_idx, true, grids);
   } else {
-    convolve_samples<double>(dx, dy, weight, std::nullopt, in_idx, out_idx, true, grids);
+    convolve_samples<double>(dx, dy, weight, {}, in_idx, out_idx, true, grids);
   }
 }
 

@@ -46,6 +46,33 @@ std::string words(const Parts&... parts) {
   return text.str();
 }
 
+// A sum becomes factor * ReLU(bias + sum); null: none.
+template <typename T>
+struct Gate {
+  const T* bias;    // (K,)
+  const T* factor;  // (N, k)
+  bool relu;
+};
+
+// Every sample's active channels, arguments checked; T is float or double.
+template <typename T>
+void convolve_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Lists& in_idx,
+                      const Lists& out_idx, const Window& window, const Gate<T>& gate);
+
+// A list of channels for each of `samples`, `active` long, below `channels`.
+void check_channels(const char* name, const char* which, const Lists& idx, int64_t samples,
+                    int64_t active, int64_t channels);
+
+Window check_window(const char* name, const Tensor& weight, const Sizes& stride,
+                    const Sizes& padding, const Sizes& dilation);
+
+// P (axis 0) or Q of an image of `size`.
+inline int64_t output_pixels(const Window& w, int axis, int64_t size) {
+  const int64_t span = w.dilation[axis] * ((axis ? w.S : w.R) - 1) + 1;
+  const int64_t room = size + 2 * w.padding[axis] - span;
+  return room < 0 ? 0 : room / w.stride[axis] + 1;
+}
+
 // The three operators' arguments, checked: x and y (or dx and dy) are compact, weight is full.
 Window check_sample_conv(const char* name, const Tensor& x, const Tensor& weight, const Tensor& y,
                          const Lists& in_idx, const Lists& out_idx, const Sizes& stride,

@@ -6,12 +6,10 @@
 
 namespace dcx {
 
-namespace {
-
 using torch::headeronly::ScalarType;
 
-void check_list(const char* name, const char* which, const Lists& idx, int64_t samples,
-                int64_t active, int64_t channels) {
+void check_channels(const char* name, const char* which, const Lists& idx, int64_t samples,
+                    int64_t active, int64_t channels) {
   if (!idx) {
     DCX_CHECK(active == channels, name, words("all ", channels, " channels without ", which),
               active);
@@ -29,7 +27,21 @@ void check_list(const char* name, const char* which, const Lists& idx, int64_t s
   }
 }
 
-}  // namespace
+Window check_window(const char* name, const Tensor& weight, const Sizes& stride,
+                    const Sizes& padding, const Sizes& dilation) {
+  DCX_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, name,
+            "two numbers of stride, padding and dilation", "others");
+  Window window{weight.size(2), weight.size(3), {}, {}, {}};
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t s = stride[axis], p = padding[axis], d = dilation[axis];
+    const int64_t taps = weight.size(2 + axis);
+    DCX_CHECK(s > 0 && p >= 0 && d > 0 && taps > 0, name,
+              "positive strides, dilations and filter sizes, paddings not negative",
+              words(s, ", ", d, ", ", taps, " and ", p));
+    window.stride[axis] = s, window.padding[axis] = p, window.dilation[axis] = d;
+  }
+  return window;
+}
 
 Window check_sample_conv(const char* name, const Tensor& x, const Tensor& weight, const Tensor& y,
                          const Lists& in_idx, const Lists& out_idx, const Sizes& stride,
@@ -41,23 +53,14 @@ Window check_sample_conv(const char* name, const Tensor& x, const Tensor& weight
   const ScalarType type = x.scalar_type();
   DCX_CHECK(type == ScalarType::Float || type == ScalarType::Double, name, "float32 or float64",
             torch::headeronly::toString(type));
-  DCX_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, name,
-            "two numbers of stride, padding and dilation", "others");
+  const Window window = check_window(name, weight, stride, padding, dilation);
   const int64_t samples = x.size(0);
   DCX_CHECK(y.size(0) == samples, name, words(samples, " samples"), y.size(0));
-  check_list(name, "in_idx", in_idx, samples, x.size(1), weight.size(1));
-  check_list(name, "out_idx", out_idx, samples, y.size(1), weight.size(0));
-  Window window{weight.size(2), weight.size(3), {}, {}, {}};
+  check_channels(name, "in_idx", in_idx, samples, x.size(1), weight.size(1));
+  check_channels(name, "out_idx", out_idx, samples, y.size(1), weight.size(0));
   for (int axis = 0; axis < 2; ++axis) {
-    const int64_t s = stride[axis], p = padding[axis], d = dilation[axis];
-    const int64_t taps = weight.size(2 + axis);
-    DCX_CHECK(s > 0 && p >= 0 && d > 0 && taps > 0, name,
-              "positive strides, dilations and filter sizes, paddings not negative",
-              words(s, ", ", d, ", ", taps, " and ", p));
-    const int64_t room = x.size(2 + axis) + 2 * p - d * (taps - 1) - 1;
-    const int64_t pixels = room < 0 ? 0 : room / s + 1;
+    const int64_t pixels = output_pixels(window, axis, x.size(2 + axis));
     DCX_CHECK(y.size(2 + axis) == pixels, name, words(pixels, " pixels"), y.size(2 + axis));
-    window.stride[axis] = s, window.padding[axis] = p, window.dilation[axis] = d;
   }
   return window;
 }

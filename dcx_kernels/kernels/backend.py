@@ -112,16 +112,19 @@ def _native(device: str) -> ModuleType | str:
     lacking = native.load(device)
     if lacking is not None:
         return lacking
-    try:
-        if device == "cpu":
-            from dcx_kernels.kernels.native import cpu
+    own: ModuleType
+    if device == "cpu":
+        from dcx_kernels.kernels.native import cpu
 
-            return cpu
+        own = cpu
+    else:
         from dcx_kernels.kernels.native import cuda
 
-        return cuda
-    except AttributeError as error:  # an operator of these sources that the library does not have
-        return f"built from other sources than this package ({error}). {native.AGAIN}"
+        own = cuda
+    lost = [name for name in own.OPERATORS if not hasattr(torch.ops.dcx_native, name)]
+    if lost:
+        return f"built from other sources than this package, without {lost[0]}. {native.AGAIN}"
+    return own
 
 
 @functools.cache

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -23,6 +26,15 @@ def test_cpus_take_native_code_where_it_is_built(monkeypatch: pytest.MonkeyPatch
     assert backend.choose(CPU) is native
     monkeypatch.setenv("DCX_BACKEND", "reference")
     assert backend.choose(CPU) is reference
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_native_backends_say_which_operators_they_call(device: str) -> None:
+    own = importlib.import_module(f"dcx_kernels.kernels.native.{device}")
+    called: set[str] = set()
+    for file in Path(str(own.__file__)).parent.glob("*.py"):
+        called |= set(re.findall(r"\b(?:dcx)?_native\.(\w+)", file.read_text(encoding="utf-8")))
+    assert called == set(own.OPERATORS)
 
 
 def test_without_the_library_cpus_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:

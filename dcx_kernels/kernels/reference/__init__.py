@@ -28,6 +28,7 @@ from dcx_kernels.kernels.reference.fused import (
     norm_fold_bwd,
 )
 from dcx_kernels.kernels.reference.gate import k_winners
+from dcx_kernels.kernels.reference.gated_convolution import gated_conv2d
 from dcx_kernels.kernels.reference.sample_convolution import (
     sample_bias_grad,
     sample_conv2d_dgrad,
@@ -66,6 +67,7 @@ __all__ = [
     "fused_conv2d_dgrad",
     "fused_conv2d_fwd",
     "fused_conv2d_wgrad",
+    "gated_conv2d",
     "gather",
     "gather_rows",
     "gather_slices",

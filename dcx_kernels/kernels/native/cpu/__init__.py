@@ -5,6 +5,7 @@ from dcx_kernels.kernels.native.cpu.batch_norm import (
     channel_batch_norm_fwd,
 )
 from dcx_kernels.kernels.native.cpu.convolution import channel_conv2d_wgrad
+from dcx_kernels.kernels.native.cpu.gated_convolution import gated_conv2d, gates
 from dcx_kernels.kernels.native.cpu.optimizer import adamw_slices_, sgd_slices_
 from dcx_kernels.kernels.native.cpu.sample_convolution import (
     sample_conv2d_dgrad,
@@ -36,9 +37,22 @@ from dcx_kernels.kernels.reference import (
 )
 
 NAME = "native"
+OPERATORS = (  # of torch.ops.dcx_native, which the library must have
+    "adamw_slices",
+    "batch_norm_bwd",
+    "batch_norm_fwd",
+    "gated_conv2d",
+    "move_slices",
+    "sample_conv2d_dgrad",
+    "sample_conv2d_fwd",
+    "sample_conv2d_wgrad",
+    "sgd_slices",
+    "union_add",
+)
 
 __all__ = [
     "NAME",
+    "OPERATORS",
     "adamw_slices_",
     "channel_batch_norm_bwd",
     "channel_batch_norm_fwd",
@@ -51,6 +65,8 @@ __all__ = [
     "fused_conv2d_dgrad",
     "fused_conv2d_fwd",
     "fused_conv2d_wgrad",
+    "gated_conv2d",
+    "gates",
     "gather",
     "gather_slices",
     "k_winners",

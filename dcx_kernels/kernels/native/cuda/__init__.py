@@ -23,6 +23,7 @@ from dcx_kernels.kernels.reference import (
     fused_conv2d_dgrad,
     fused_conv2d_fwd,
     fused_conv2d_wgrad,
+    gated_conv2d,
     gather,
     norm_act_bwd,
     norm_act_fwd,
@@ -36,9 +37,27 @@ from dcx_kernels.kernels.reference import (
 )
 
 NAME = "native"
+OPERATORS = (  # of torch.ops.dcx_native, which the library must have
+    "adamw_slice_blocks",
+    "batch_norm_bwd",
+    "batch_norm_fwd",
+    "channel_conv2d_dgrad",
+    "channel_conv2d_fwd",
+    "channel_conv2d_wgrad",
+    "k_winners",
+    "move_slice_blocks",
+    "packed_conv2d_bwd",
+    "packed_conv2d_fwd",
+    "sample_conv2d_dgrad",
+    "sample_conv2d_fwd",
+    "sample_conv2d_wgrad",
+    "select_channels",
+    "sgd_slice_blocks",
+)
 
 __all__ = [
     "NAME",
+    "OPERATORS",
     "adamw_slices_",
     "channel_batch_norm_bwd",
     "channel_batch_norm_fwd",
@@ -51,6 +70,7 @@ __all__ = [
     "fused_conv2d_dgrad",
     "fused_conv2d_fwd",
     "fused_conv2d_wgrad",
+    "gated_conv2d",
     "gather",
     "gather_slices",
     "k_winners",
