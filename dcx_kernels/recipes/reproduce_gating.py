@@ -105,6 +105,7 @@ def _gated(work: Work) -> tuple[FBSModel, Loaders, Any]:
         warm_epochs=epochs,
         epochs=epochs,
         decay_every=work.settings["decay_every"],
+        init=work.settings.get("init", "paper"),
         **_sgd(work),
     )
     identity = {k: v for k, v in asdict(chain).items() if k != "density"}  # one chain for all

@@ -29,7 +29,9 @@ __all__ = ["Work", "digest", "short_name"]
 
 _ELAPSED = "elapsed.json"
 # what tells recipes apart, and what only those of gating take
-_NOT_SETTINGS = ("recipe", "method", "start", "slim", "decay_every", "sparse_epochs")
+_NOT_SETTINGS = frozenset(
+    {"recipe", "method", "start", "slim", "decay_every", "sparse_epochs", "init"}
+)
 
 
 @dataclass(frozen=True)

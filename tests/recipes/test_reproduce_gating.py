@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from dcx_kernels.data import load
+from dcx_kernels.graph import convert_fbs, count_winners
+from dcx_kernels.models import build
+from dcx_kernels.recipes import reproduce_gating
 from dcx_kernels.recipes.reproduce import reproduce
 from dcx_kernels.recipes.reproduce_figures import figures
 from dcx_kernels.recipes.reproduce_scale import Options, settings_for
 from dcx_kernels.recipes.reproduce_table import cells_of, table_csv
 from dcx_kernels.recipes.reproduce_target import load_target
+from dcx_kernels.recipes.stages import make_loaders
 from dcx_kernels.train.progress import Silent
 
 
@@ -74,6 +81,20 @@ def test_densities_share_one_chain(options: Options, tmp_path: Path) -> None:
     first = next(iter(rows[3]["widths"].values()))
     assert skipping.mean() == pytest.approx(1 - first / 8, abs=1e-3)
     assert "skipping" not in rows[1]
+
+
+def test_skipping_is_what_is_not_chosen(data_file: Path) -> None:
+    data = load(str(data_file))
+    loaders = make_loaders(data, 16, False, 0, torch.device("cpu"))
+    model = convert_fbs(build("m_cifarnet", 4, width=1 / 8), torch.zeros(1, 3, 32, 32))
+    model.set_density(0.25)
+    found = reproduce_gating._skipping(SimpleNamespace(data=data), model, loaders)
+    images = [images for images, _ in loaders.test.batches(0)]
+    for name, counts in count_winners(model, images).items():
+        skipped = 1 - counts.double() / sum(len(batch) for batch in images)
+        assert skipped.mean() >= 0.75
+        # six test images of each class
+        assert np.array(found[name]).mean(0) == pytest.approx(skipped.numpy(), abs=1e-4)
 
 
 def test_chain_goes_on_where_it_stopped(options: Options, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_dce_table1_sizes_of_all_three_networks(data_file: Path, tmp_path: Path)
                 assert kept == int(0.4 * whole + 1e-9)
 
 
-def test_dce_table2_single_stage_is_frozen_and_shorter(tmp_path: Path) -> None:
-    found = _run("dce-table2", "digits", tmp_path, [0.2, 0.9], seeds=(0, 1), epochs=4)
+def test_dce_table2_single_stage_is_frozen_and_shorter(data_file: Path, tmp_path: Path) -> None:
+    found = _run("dce-table2", str(data_file), tmp_path, [0.2, 0.9], seeds=(0, 1), epochs=4)
     for entry in found.target.entries:
         assert len(found.rows[entry]) == 2
         change = cells_of(found, entry)["change"]
@@ -83,8 +83,8 @@ def test_dcp_tables(tmp_path: Path, name: str, density: float) -> None:
     assert cells_of(found, baseline)["pruned"].mean == 0
 
 
-def test_dcp_table4_all_policies(tmp_path: Path) -> None:
-    found = _run("dcp-table4", "digits", tmp_path, models=["vgg16"])
+def test_dcp_table4_all_policies(data_file: Path, tmp_path: Path) -> None:
+    found = _run("dcp-table4", str(data_file), tmp_path, models=["vgg16"])
     assert [entry.variant for entry in found.rows] == [
         "lambda 0.1",
         "lambda 0.5",
@@ -95,8 +95,8 @@ def test_dcp_table4_all_policies(tmp_path: Path) -> None:
     assert decays == [0.1, 0.5, 0.9, None]
 
 
-def test_dcp_figures(tmp_path: Path) -> None:
-    found = _run("dcp-figures", "digits", tmp_path, [0.6, 0.4], ["vgg16"], seeds=(0, 1))
+def test_dcp_figures(data_file: Path, tmp_path: Path) -> None:
+    found = _run("dcp-figures", str(data_file), tmp_path, [0.6, 0.4], ["vgg16"], seeds=(0, 1))
     assert set(figures(found)) == {"figure.png", "channels-vgg16.png"}
     pruned = {e.density: cells_of(found, e)["pruned"].mean for e in found.target.entries}
     assert pruned[0.4] > pruned[0.6] > pruned[1.0] == 0
