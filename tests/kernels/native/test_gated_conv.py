@@ -56,6 +56,7 @@ CASES = {
     "strided": Case(samples=2, stride=(2, 2), image=(15, 15)),
     "odd-window": Case(kernel=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
     "one-sample": Case(samples=1, C=40, K=40, c=20, k=20, image=(12, 12)),
+    "rows-divided": Case(samples=1, C=50, K=50, c=25, k=30, image=(4, 4)),
     "many-samples": Case(samples=17, C=17, K=16, c=3, k=7),
     "no-sample": Case(samples=0),
 }
@@ -141,7 +142,7 @@ def test_float32(name: str) -> None:
 
 
 @pytest.mark.usefixtures("no_reference")
-@pytest.mark.parametrize("name", ["both", "one-sample", "many-samples"])
+@pytest.mark.parametrize("name", ["both", "one-sample", "rows-divided", "many-samples"])
 def test_any_number_of_threads_gives_the_same_bits(name: str, threads: int) -> None:
     case = CASES[name]
     p = problem(case, torch.float32)
