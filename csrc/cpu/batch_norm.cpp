@@ -9,7 +9,7 @@ namespace {
 template <class T>
 void widen_all(const Tensor& vector, std::vector<double>& values) {
   const T* from = data<T>(vector);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = widen(from[i]);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = load(from[i]);
 }
 
 bool known(ScalarType type) {

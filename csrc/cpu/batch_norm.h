@@ -48,7 +48,7 @@ void by_type(const Tensor& x, const Work& work) {
     case ScalarType::Double:
       return work(double{});
     default:
-      return work(Bfloat16{});
+      return work(BFloat16{});
   }
 }
 

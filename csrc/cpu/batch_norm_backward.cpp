@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_bwd(
   by_type(x, [&, &x = x, &y = y, &dy = dy, &layout = layout, &y_layout = y_layout,
               &dy_layout = dy_layout](auto type) {
     using T = decltype(type);
-    using A = arithmetic_t<T>;
+    using A = computed<T>;
     const Tensors<T> t{{data<T>(dy), dy_layout},
                        {data<T>(x), layout},
                        {data<T>(y), y_layout},

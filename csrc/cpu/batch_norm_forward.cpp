@@ -37,17 +37,17 @@ Vector pivots(const T* x, Sizes sizes, Layout layout) {
     const int64_t sample = count * i / SAMPLES, pixel = pixels * (2 * i + 1) / (2 * SAMPLES);
     const T* from =
         x + sample * layout.padded * pixels + pixel * (layout.last ? layout.padded : 1);
-    for (int64_t c = 0; c < channels; ++c) pivot[c] += widen(from[c * step]);
+    for (int64_t c = 0; c < channels; ++c) pivot[c] += load(from[c * step]);
   }
   for (double& value : pivot) {
-    value = std::isfinite(value) ? static_cast<arithmetic_t<T>>(value / SAMPLES) : 0;
+    value = std::isfinite(value) ? static_cast<computed<T>>(value / SAMPLES) : 0;
   }
   return pivot;
 }
 
 template <class T>
 Statistics measure(const T* x, Sizes sizes, Layout layout, const Blocks& blocks) {
-  using A = arithmetic_t<T>;
+  using A = computed<T>;
   const Vector pivot = pivots(x, sizes, layout);
   const std::vector<A> wide = blocks.spread<A>(pivot);
   const Vector sums = blocks.sums<2, A>([&](const Block& block, A(*own)[TILE]) {
@@ -131,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_fwd(
   const Tensor invstd = torch::stable::new_empty(x, {size.data(), 1}, statistics_type(x));
   by_type(x, [&, &x = x, &layout = layout](auto type) {
     using T = decltype(type);
-    using A = arithmetic_t<T>;
+    using A = computed<T>;
     const T* from = data<T>(x);
     Statistics used;
     if (training) {

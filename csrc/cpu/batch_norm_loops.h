@@ -2,45 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
+#include "cpu/floats.h"
 #include "cpu/vectors.h"
 
 namespace dcx::norm {
-
-struct Bfloat16 {
-  uint16_t bits;
-};
-
-template <class T>
-struct Arithmetic {
-  using type = T;
-};
-template <>
-struct Arithmetic<Bfloat16> {
-  using type = float;
-};
-template <class T>
-using arithmetic_t = typename Arithmetic<T>::type;
-
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(Bfloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-
-inline void store(float* to, float value) { *to = value; }
-inline void store(double* to, double value) { *to = value; }
-inline void store(Bfloat16* to, float value) {  // to the nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  to->bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
 
 // A block of `rows` x `cols` entries of a tensor, `stride` entries from row to row.
 template <class T>
@@ -60,8 +27,8 @@ DCX_MULTIVERSION void sum_moments(
   for (; r + 4 <= rows; r += 4) {  // four at a time: sums are loaded and stored less often
     const T *x0 = x.row(r), *x1 = x.row(r + 1), *x2 = x.row(r + 2), *x3 = x.row(r + 3);
     for (int64_t c = 0; c < cols; ++c) {
-      const A d0 = widen(x0[c]) - pivot[c], d1 = widen(x1[c]) - pivot[c];
-      const A d2 = widen(x2[c]) - pivot[c], d3 = widen(x3[c]) - pivot[c];
+      const A d0 = load(x0[c]) - pivot[c], d1 = load(x1[c]) - pivot[c];
+      const A d2 = load(x2[c]) - pivot[c], d3 = load(x3[c]) - pivot[c];
       sum[c] += (d0 + d1) + (d2 + d3);
       square[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
     }
@@ -69,7 +36,7 @@ DCX_MULTIVERSION void sum_moments(
   for (; r < rows; ++r) {
     const T* x0 = x.row(r);
     for (int64_t c = 0; c < cols; ++c) {
-      const A d = widen(x0[c]) - pivot[c];
+      const A d = load(x0[c]) - pivot[c];
       sum[c] += d;
       square[c] += d * d;
     }
@@ -85,17 +52,17 @@ DCX_MULTIVERSION void normalise(
     const T* from = x.row(r);
     T* __restrict to = y.row(r);
     for (int64_t c = 0; c < cols; ++c) {
-      const A value = (widen(from[c]) - mean[c]) * scale[c] + shift[c];
-      store(to + c, value < least ? least : value);
+      const A value = (load(from[c]) - mean[c]) * scale[c] + shift[c];
+      store(value < least ? least : value, to + c);
     }
   }
 }
 
 // The gradient before the ReLU: none where the output is not above 0; a NaN there lets it pass.
 template <bool RELU, class T>
-inline arithmetic_t<T> unmasked(T dy, const T* y, int64_t c) {
-  if constexpr (RELU) return widen(y[c]) <= 0 ? arithmetic_t<T>(0) : widen(dy);
-  return widen(dy);
+inline computed<T> unmasked(T dy, const T* y, int64_t c) {
+  if constexpr (RELU) return load(y[c]) <= 0 ? computed<T>(0) : load(dy);
+  return load(dy);
 }
 
 // Sums of dh and dh (x - mean), by column.
@@ -111,7 +78,7 @@ DCX_MULTIVERSION void sum_gradients(
     for (int64_t c = 0; c < cols; ++c) {
       const A g0 = unmasked<RELU>(dy0[c], y0, c), g1 = unmasked<RELU>(dy1[c], y1, c);
       sum[c] += g0 + g1;
-      product[c] += g0 * (widen(x0[c]) - mean[c]) + g1 * (widen(x1[c]) - mean[c]);
+      product[c] += g0 * (load(x0[c]) - mean[c]) + g1 * (load(x1[c]) - mean[c]);
     }
   }
   for (; r < rows; ++r) {
@@ -119,7 +86,7 @@ DCX_MULTIVERSION void sum_gradients(
     for (int64_t c = 0; c < cols; ++c) {
       const A g = unmasked<RELU>(dy0[c], y0, c);
       sum[c] += g;
-      product[c] += g * (widen(x0[c]) - mean[c]);
+      product[c] += g * (load(x0[c]) - mean[c]);
     }
   }
 }
@@ -136,7 +103,7 @@ DCX_MULTIVERSION void sum_saliency(
   for (int64_t r = 0; r < rows; ++r) {
     const T *dy0 = dy.row(r), *x0 = x.row(r), *y0 = y.row(r);
     for (int64_t c = 0; c < cols; ++c) {
-      const A h = EXACT ? widen(y0[c]) : (widen(x0[c]) - mean[c]) * scale[c] + shift[c];
+      const A h = EXACT ? load(y0[c]) : (load(x0[c]) - mean[c]) * scale[c] + shift[c];
       sum[c] += unmasked<RELU>(dy0[c], y0, c) * h;
     }
   }
@@ -153,7 +120,7 @@ DCX_MULTIVERSION void differentiate(
     T* __restrict to = dx.row(r);
     for (int64_t c = 0; c < cols; ++c) {
       const A g = unmasked<RELU>(dy0[c], y0, c) * scale[c];
-      store(to + c, FROZEN ? g : g + ((widen(x0[c]) - mean[c]) * slope[c] + shift[c]));
+      store(FROZEN ? g : g + ((load(x0[c]) - mean[c]) * slope[c] + shift[c]), to + c);
     }
   }
 }

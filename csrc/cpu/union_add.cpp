@@ -39,7 +39,7 @@ DCX_MULTIVERSION void add_rows(
     T* to = y + r * channels;
     const T *from = a.data + r * a.stride, *more = b.data + r * b.stride;
     if (a.channels == channels && b.channels == channels) {
-      for (int64_t c = 0; c < channels; ++c) store(to + c, widen(from[c]) + widen(more[c]));
+      for (int64_t c = 0; c < channels; ++c) store(load(from[c]) + load(more[c]), to + c);
       continue;
     }
     if (a.channels == channels) {
@@ -50,14 +50,14 @@ DCX_MULTIVERSION void add_rows(
     }
     for (int64_t c = 0; c < b.channels; ++c) {
       T* at = to + b.place[c];
-      store(at, widen(*at) + widen(more[c]));
+      store(load(*at) + load(more[c]), at);
     }
   }
 }
 
 template <class T>
 DCX_MULTIVERSION void add_plane(const T* a, const T* b, T* __restrict y, int64_t pixels) {
-  for (int64_t i = 0; i < pixels; ++i) store(y + i, widen(a[i]) + widen(b[i]));
+  for (int64_t i = 0; i < pixels; ++i) store(load(a[i]) + load(b[i]), y + i);
 }
 
 template <class T>

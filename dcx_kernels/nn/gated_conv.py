@@ -232,9 +232,8 @@ class GatedConv2d(nn.Conv2d):
         assert mean is not None and var is not None
         std = (var + norm.eps).sqrt_()
         factor = pi / (std if idx is None else std[idx])
-        if (
-            self.beta_at == "inside"
-        ):  # pi ((z - mean) / std + beta) = pi / std (z + beta std - mean)
+        # pi ((z - mean) / std + beta) = pi / std (z + beta std - mean)
+        if self.beta_at == "inside":
             y = self._convolved(x, idx, torch.addcmul(-mean, self.beta, std))
             if self.relu:
                 y.relu_()  # before the factor, which is not negative

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dcx_kernels.kernels import reference
-from dcx_kernels.kernels.layout import layout
+from dcx_kernels.kernels.layout import empty_alike
 from dcx_kernels.kernels.norm import Norm, NormGrad
 from dcx_kernels.kernels.triton._conv_launch import ConvLaunch, Lists, same_strides
 from dcx_kernels.kernels.triton._geometry import dgrad_axes, fwd_axis
@@ -174,7 +174,7 @@ def _forward(
     )
     num_out = weight.shape[0] if lists.out is None else lists.out.shape[-1]
     shape = (x.shape[0], num_out, vertical.size, horizontal.size)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    y = empty_alike(shape, like=x)
     mean, m2 = (x.new_empty(0, dtype=torch.float32) for _ in range(2))
     if not y.numel() or not x.shape[1]:
         return _of_no_channel(y, bias, lists.out), mean, m2

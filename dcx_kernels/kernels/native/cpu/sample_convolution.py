@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dcx_kernels.kernels.layout import layout
+from dcx_kernels.kernels.layout import empty_alike
 from dcx_kernels.kernels.reference import sample_convolution as reference
 from dcx_kernels.kernels.window import output_pixels
 
@@ -36,7 +36,7 @@ def sample_conv2d_fwd(
         return reference.sample_conv2d_fwd(x, weight, bias, in_idx, out_idx, *window)
     pixels = output_pixels(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     channels = weight.shape[0] if out_idx is None else out_idx.shape[1]
-    y = _empty((x.shape[0], channels, *pixels), like=x)
+    y = empty_alike((x.shape[0], channels, *pixels), like=x)
     biases = None if bias is None else bias.contiguous()
     lists = _rows(in_idx), _rows(out_idx)
     torch.ops.dcx_native.sample_conv2d_fwd(y, x, weight, biases, *lists, *window)
@@ -57,7 +57,7 @@ def sample_conv2d_dgrad(
     window = list(stride), list(padding), list(dilation)
     if not _knows(dy, x, weight):
         return reference.sample_conv2d_dgrad(dy, x, weight, in_idx, out_idx, *window)
-    dx = _empty(x.shape, like=x)
+    dx = empty_alike(x.shape, like=x)
     lists = _rows(in_idx), _rows(out_idx)
     torch.ops.dcx_native.sample_conv2d_dgrad(dx, dy, weight, *lists, *window)
     return dx
@@ -92,7 +92,3 @@ def _knows(first: Tensor, *others: Tensor | None) -> bool:
 
 def _rows(idx: Tensor | None) -> Tensor | None:
     return None if idx is None else idx.contiguous()
-
-
-def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout(like))

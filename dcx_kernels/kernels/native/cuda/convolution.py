@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dcx_kernels.kernels import reference
-from dcx_kernels.kernels.layout import layout
+from dcx_kernels.kernels.layout import empty_alike
 from dcx_kernels.kernels.window import output_pixels
 
 __all__ = [
@@ -107,7 +107,7 @@ def channel_conv2d_dgrad(
         args = (dy, x, weight, *lists, *window, groups, active_groups)
         dx: Tensor = torch.ops.dcx_native.packed_conv2d_bwd(*args, True, False)[0]
         return dx
-    dx = _empty(x.shape, like=x)
+    dx = empty_alike(x.shape, like=x)
     torch.ops.dcx_native.channel_conv2d_dgrad(dx, dy, weight, *lists, *window)
     return dx
 
@@ -171,7 +171,7 @@ def sample_conv2d_dgrad(
     lists = _rows(in_idx), _rows(out_idx)
     if not _serves(x, dy.shape[1], weight, dy) or len(x) > _MOST_SAMPLES or not dy.numel():
         return reference.sample_conv2d_dgrad(dy, x, weight, *lists, *window)
-    dx = _empty(x.shape, like=x)
+    dx = empty_alike(x.shape, like=x)
     torch.ops.dcx_native.sample_conv2d_dgrad(dx, dy, weight, *lists, *window)
     return dx
 
@@ -240,11 +240,7 @@ def _result(
     x: Tensor, weight: Tensor, num_out: int, window: tuple[list[int], list[int], list[int]]
 ) -> Tensor:
     pixels = output_pixels(x.shape[2:], weight.shape[2:], *window)
-    return _empty((x.shape[0], num_out, *pixels), like=x)
-
-
-def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout(like))
+    return empty_alike((x.shape[0], num_out, *pixels), like=x)
 
 
 def _rows(idx: Tensor | None) -> Tensor | None:
