@@ -129,6 +129,9 @@ examples:
   as much as half an hour on a CPU gives, of a small network; later the same command again:
     dcx reproduce dce-figure3 --data cifar.npz --models vgg19 --width 0.25 --densities 0.3,0.5 \\
         --seeds 0,1 --epochs 8 --budget 30m
+  a study of your own, written like the files in dcx_kernels/recipes/targets, in two shells:
+    dcx reproduce my-study.json --data cifar10=cifar.npz --seeds 0 --threads 1
+    dcx reproduce my-study.json --data cifar10=cifar.npz --seeds 1 --threads 1
   a try on digits that come with scikit-learn, a minute or two:
     dcx reproduce fbs-table4 --data digits --epochs 2 --width 0.125 --lr 0.05 --batch-size 64
 
@@ -139,7 +142,8 @@ boosting and suppression).
 --data NAME=SOURCE says what is read for the paper's data set NAME; a SOURCE alone stands for the
 first one of the target. Sources are those of dcx train; lines about other data sets are left out.
 With --epochs, milestones, warm-ups and single stages keep their share. A smaller --width or --lr,
-another --batch-size, fewer --seeds, --densities, --models or --variants: all is said in the title.
+another --batch-size, fewer --train-images, --seeds, --densities, --models, --variants: all is said
+in the title.
 Ordinary networks that a table compares with are always trained. --budget is looked at before each
 training; seeds come one after the other, so that what is there is whole tables of fewer seeds.
 
@@ -333,7 +337,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reproduce(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", nargs="?", help="table or figure, such as dce-table1")
+    parser.add_argument(
+        "target", nargs="?", help="table or figure, such as dce-table1, or a study such as my.json"
+    )
     parser.add_argument(
         "--list", dest="listing", action="store_true", help="show the targets, or one's lines"
     )
@@ -349,10 +355,11 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     part.add_argument("--variants", type=_names, metavar="LIST", help="variants of the target")
     scale = parser.add_argument_group("scale (the paper's)")
     scale.add_argument("--epochs", type=int, help="of every training")
-    scale.add_argument("--width", type=float, default=1.0, help=_WIDTH)
+    scale.add_argument("--width", type=float, help=_WIDTH)
     scale.add_argument("--batch-size", type=int, help="images per step")
     scale.add_argument("--lr", type=float, help="learning rate at the start")
     scale.add_argument("--image-size", type=int, help="height and width")
+    scale.add_argument("--train-images", type=int, metavar="COUNT", help="use the first ones only")
     scale.add_argument("--budget", metavar="TIME", help="begin no training after 90s, 30m, 1.5h")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (cpu)")

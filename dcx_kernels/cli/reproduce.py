@@ -46,10 +46,11 @@ def reproduce(
     densities: tuple[float, ...] | None,
     models: tuple[str, ...] | None,
     variants: tuple[str, ...] | None,
-    width: float,
+    width: float | None,
     batch_size: int | None,
     lr: float | None,
     image_size: int | None,
+    train_images: int | None,
     budget: str | None,
     device: str,
     channels_last: bool,
@@ -58,7 +59,7 @@ def reproduce(
     """Train what is left of a paper's table or figure; print it beside the published numbers.
 
     Args:
-        target: its name, see `target_names`; all are listed without one.
+        target: its name, see `target_names`, or the path of a study; all are listed without one.
         listing: whether to list instead: all targets, or the lines of one.
         data: ``NAME=SOURCE`` or ``SOURCE``, see `data_sources`.
         out: directory of the results, which targets share.
@@ -67,6 +68,7 @@ def reproduce(
         width: factor on the channels of our own networks.
         batch_size, lr: others than the recipe's.
         image_size: height and width of the images, if not the recipe's.
+        train_images: how many of the training images are used.
         budget: time after which no training is begun, such as 30m.
         device: where to run.
         channels_last: memory layout.
@@ -89,6 +91,7 @@ def reproduce(
         lr=lr,
         width=width,
         image_size=image_size,
+        train_images=train_images,
         budget_s=_seconds(budget),
         device=device,
         channels_last=channels_last,
@@ -129,9 +132,13 @@ def _print_table(found: Reproduction, console: Console) -> None:
     table.add_column("", overflow="fold")
     for column in ("density", "seeds"):
         table.add_column(column, justify="right", no_wrap=True)
+    published = _published(found)
     for name in found.target.metrics:
-        table.add_column(f"{METRICS[name].label}\npaper", justify="right", no_wrap=True)
-        table.add_column("\nours", justify="right", no_wrap=True, style="bold")
+        label = METRICS[name].label
+        if name in published:
+            table.add_column(f"{label}\npaper", justify="right", no_wrap=True)
+            label = ""
+        table.add_column(f"{label}\nours", justify="right", no_wrap=True, style="bold")
     before = None
     for entry in found.target.entries:
         if entry.data not in found.sources:
@@ -143,13 +150,21 @@ def _print_table(found: Reproduction, console: Console) -> None:
         before = network
         numbers = []
         for name, cell in cells_of(found, entry).items():
-            numbers += [_text(METRICS[name], cell.paper), _ours(METRICS[name], cell)]
+            if name in published:
+                numbers.append(_text(METRICS[name], cell.paper))
+            numbers.append(_ours(METRICS[name], cell))
         count = f"{len(found.rows.get(entry, []))}/{len(found.target.seeds)}"
         table.add_row(f"  {entry.variant}", f"{entry.density:g}", count, *numbers)
     console.print(table)
-    console.print(f"paper: {found.target.source}", highlight=False)
+    if found.target.source:
+        console.print(f"paper: {found.target.source}", highlight=False)
     for note in found.target.notes:
         console.print(f"  {note}", highlight=False)
+
+
+def _published(found: Reproduction) -> set[str]:
+    """Return the metrics the paper has numbers for; a column of none would say nothing."""
+    return {name for entry in found.target.entries for name in entry.paper}
 
 
 def _ours(metric: Metric, cell: Cell) -> str:
@@ -205,7 +220,8 @@ def _list_lines(target: Target, console: Console) -> None:
     seeds = ",".join(map(str, target.seeds))
     densities = ",".join(f"{density:g}" for density in target.densities())
     console.print(f"seeds: {seeds}; densities: {densities}", highlight=False)
-    console.print(f"paper: {target.source}", highlight=False)
+    if target.source:
+        console.print(f"paper: {target.source}", highlight=False)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,19 @@ class ImageData:
         """Channels, height and width."""
         _, c, h, w = self.train_images.shape
         return c, h, w
+
+    def first(self, count: int) -> ImageData:
+        """Return the same data with only the first ``count`` training images, and their mean.
+
+        Raises:
+            DataError: if there are fewer.
+        """
+        if not 0 < count <= len(self.train_labels):
+            what = f"1 to {len(self.train_labels)} training images"
+            raise DataError(expected(what, count, where=self.name))
+        images, labels = self.train_images[:count], self.train_labels[:count]
+        mean, std = _mean_and_std(images)
+        return replace(self, train_images=images, train_labels=labels, mean=mean, std=std)
 
     def _check_split(self, split: str, images: Tensor, labels: Tensor) -> None:
         if images.dtype != torch.uint8 or images.dim() != 4 or not images.numel():

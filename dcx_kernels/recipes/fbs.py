@@ -25,7 +25,7 @@ from dcx_kernels.train import rng
 from dcx_kernels.train.evaluate import evaluate
 from dcx_kernels.train.schedule import Schedule
 
-__all__ = ["FBSConfig", "FBSPoint", "divided_every", "train_fbs"]
+__all__ = ["FBSConfig", "FBSPoint", "arm_of", "divided_every", "train_fbs"]
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,17 @@ def _train(model: FBSModel, density: float, loaders: Loaders, config: FBSConfig,
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
     )
-    arm = f"fbs-{density:.3g}"
+    arm = arm_of(density)
     schedule = divided_every(config.decay_every)
     trainer = run.trainer(arm, model, None, optimizer, schedule=schedule, density=density)
     trainer.loss_fn = _with_penalty(model, config.penalty)
     epochs = config.warm_epochs if density == 1 else config.epochs
     trainer.fit(loaders.train, epochs, eval_loader=loaders.test)
+
+
+def arm_of(density: float) -> str:
+    """Return the name in log and checkpoints of the training at a density."""
+    return f"fbs-{density:.3g}"
 
 
 def _with_penalty(model: FBSModel, factor: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,7 +1,7 @@
-"""Reproduce a table or figure of a paper: plan the trainings, do what is left, keep every result.
+"""Reproduce a table or figure of a paper, or make a study: plan the trainings, do what is left.
 
-A training is done once: its row in ``results.jsonl`` is found again, by whichever target needs the
-same; one that was interrupted goes on from its checkpoint.
+Every result is kept. A training is done once: its row in ``results.jsonl`` is found again, by
+whichever target needs the same; one that was interrupted goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dcx_kernels.data import ImageData, load
+from dcx_kernels.data import ImageData
 from dcx_kernels.errors import NonFiniteError
 from dcx_kernels.recipes.config import METHODS
 from dcx_kernels.recipes.experiment import find_device
 from dcx_kernels.recipes.networks import check_trains
 from dcx_kernels.recipes.reproduce_recipes import RECIPES
 from dcx_kernels.recipes.reproduce_results import Results, describe
-from dcx_kernels.recipes.reproduce_scale import Options, image_size, scaled_down, settings_for
+from dcx_kernels.recipes.reproduce_scale import Options, read_data, scaled_down, settings_for
 from dcx_kernels.recipes.reproduce_target import Entry, Target
 from dcx_kernels.recipes.reproduce_work import Work
 from dcx_kernels.train.progress import Progress, Silent
@@ -78,8 +78,8 @@ def reproduce(
         ValueError: on options that fit no recipe or device.
     """
     began, results, progress = clock(), Results(directory), progress or Silent()
-    size = image_size(target, options)
-    data = {name: load(source, image_size=size) for name, source in options.sources.items()}
+    options = options.or_of(target)
+    data = read_data(target, options)
     found = Reproduction(target, scaled_down(target, options, data), options.sources)
     works = list(_works(target, options, data, directory / _RUNS, progress))
     _check(works)
@@ -138,7 +138,7 @@ def _works(
                 start=start,
                 source=options.sources[entry.data],
                 data=data[entry.data],
-                width=options.width,
+                width=options.width or 1.0,
                 device=device,
                 channels_last=options.channels_last,
                 root=root,

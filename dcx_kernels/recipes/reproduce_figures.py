@@ -79,6 +79,29 @@ def _curve(
         axes.scatter(places, means, 50, facecolors="none", edgecolors=colour, label=label)
 
 
+def _over_time(found: Reproduction) -> dict[str, bytes]:
+    """Draw the accuracy of every training over the seconds its steps took."""
+    pairs = list(dict.fromkeys((entry.data, entry.model) for entry in found.rows))
+    figure, all_axes = new_figure(7.2, 3.4 * len(pairs) + 0.7, len(pairs), 1)
+    for axes, (data, model) in zip(all_axes, pairs, strict=True):
+        lines = [entry for entry in found.rows if (entry.data, entry.model) == (data, model)]
+        for number, entry in enumerate(lines):
+            label = f"{entry.variant}, {entry.density:g}"
+            for row in found.rows[entry]:
+                seconds, accuracy = np.array([(0, np.nan), *row["curve"]]).T
+                colour = _COLOURS[number % len(_COLOURS)]
+                axes.plot(seconds, 100 * accuracy, "o-", markersize=3, color=colour, label=label)
+                label = ""  # once for all seeds
+        if found.target.reach is not None:
+            axes.axhline(found.target.reach, color="#999999", linewidth=1, linestyle=":")
+        axes.set_xlabel("seconds of training steps")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title(f"{model} on {data}", fontsize=9)
+        finish(axes)
+    figure.suptitle(_wrapped(title_of(found)), fontsize=9)
+    return {"figure.png": png(figure)}
+
+
 def _bars(metrics: tuple[str, ...]) -> Callable[[Reproduction], dict[str, bytes]]:
     def draw(found: Reproduction) -> dict[str, bytes]:
         lines = [entry for entry in found.target.entries if entry in found.rows]
@@ -161,4 +184,5 @@ _KINDS: dict[str, Callable[[Reproduction], dict[str, bytes]]] = {
     "fbs": _fbs,
     "layers": _bars(("accuracy", "macs")),
     "memory": _bars(("weight_mb", "activation_mb")),
+    "time": _over_time,
 }

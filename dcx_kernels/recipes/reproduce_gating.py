@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,10 @@ from dcx_kernels.graph import (
     memory_access,
     watch_winners,
 )
-from dcx_kernels.recipes.fbs import FBSConfig, train_fbs
+from dcx_kernels.recipes.fbs import FBSConfig, FBSPoint, arm_of, train_fbs
+from dcx_kernels.recipes.reproduce_times import times
 from dcx_kernels.recipes.reproduce_work import Work
+from dcx_kernels.recipes.run import Run
 from dcx_kernels.recipes.slimming import SlimmingConfig, train_slimming
 from dcx_kernels.recipes.stages import Loaders, train_plain
 
@@ -54,9 +56,9 @@ def run_fbs(work: Work) -> dict[str, Any]:
     """Feature boosting and suppression, down the densities to that of the line.
 
     All densities of a table share one chain of trainings. Parameters are those that are left when
-    channels that no training image ever chose are cut out.
+    channels that no training image ever chose are cut out. Times are those at this density.
     """
-    model, loaders, point = _gated(work)
+    model, loaders, point, run = _gated(work)
     left = cut_unused(model, count_winners(model, _images(loaders.plain)))
     found = {} if work.entry.density != _SHOWN else {"skipping": _skipping(work, model, loaders)}
     return {
@@ -64,9 +66,13 @@ def run_fbs(work: Work) -> dict[str, Any]:
         "accuracy": point.accuracy,
         "params": sum(parameter.numel() for parameter in left.parameters()),
         "macs": point.cost.macs + point.cost.gate_macs,
+        "gate_macs": point.cost.gate_macs,
+        "weight_bytes": point.cost.weight_bytes,
+        "activation_bytes": point.cost.activation_bytes,
         "widths": {name: made for name, (_, made) in point.cost.layers.items()},
         "left": {name: layer.out_channels for name, layer in left.gated.items()},
         **_whole(work),
+        **times(run, [arm_of(point.density)]),
     }
 
 
@@ -77,7 +83,7 @@ def run_fbs_memory(work: Work) -> dict[str, Any]:
         loaders = work.loaders(work.settings["batch_size"])
         model = convert_fbs(work.network(), work.example())
     else:
-        model, loaders, _ = _gated(work)
+        model, loaders = _gated(work)[:2]
     one = memory_access(model, _images(loaders.test, _COUNTED), dense=before)
     many = memory_access(model, _images(loaders.test, _COUNTED), batch=_CLOUD, dense=before)
     whole = memory_access(model, _images(loaders.test, 1), dense=True)
@@ -91,7 +97,14 @@ def run_fbs_memory(work: Work) -> dict[str, Any]:
     }
 
 
-def _gated(work: Work) -> tuple[FBSModel, Loaders, Any]:
+class _Gated(NamedTuple):
+    model: FBSModel
+    loaders: Loaders
+    point: FBSPoint
+    run: Run
+
+
+def _gated(work: Work) -> _Gated:
     """Train down to the density of the line; return the network and what it reached there."""
     loaders = work.loaders(work.settings["batch_size"])
     dense = _start(work, loaders)
@@ -111,7 +124,7 @@ def _gated(work: Work) -> tuple[FBSModel, Loaders, Any]:
     identity = {k: v for k, v in asdict(chain).items() if k != "density"}  # one chain for all
     run = work.run({**work.shared(), "slim": slim, **identity}, "fbs" if slim is None else "ns-fbs")
     model, points = train_fbs(dense, loaders, chain, run, last_only=True)
-    return model, loaders, points[-1]
+    return _Gated(model, loaders, points[-1], run)
 
 
 def _start(work: Work, loaders: Loaders) -> nn.Module:
@@ -136,7 +149,7 @@ def _sgd(work: Work) -> dict[str, Any]:
     return {"seed": work.seed, **{name: work.settings[name] for name in names}}
 
 
-def _run(work: Work, name: str, config: SlimmingConfig) -> Any:
+def _run(work: Work, name: str, config: SlimmingConfig) -> Run:
     return work.run({**work.shared(), **asdict(config)}, f"{name}-{1 - config.pruned:g}")
 
 

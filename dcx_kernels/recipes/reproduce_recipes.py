@@ -11,7 +11,9 @@ from dcx_kernels.graph import ChannelModel, convert, cost
 from dcx_kernels.recipes import dce, dcp
 from dcx_kernels.recipes.config import DCEConfig, DCPConfig
 from dcx_kernels.recipes.reproduce_gating import run_fbs, run_fbs_memory, run_slimming
+from dcx_kernels.recipes.reproduce_times import times
 from dcx_kernels.recipes.reproduce_work import Work
+from dcx_kernels.recipes.run import Run
 from dcx_kernels.recipes.stages import Stage, cut_out, train_plain
 
 __all__ = ["RECIPES", "Measured"]
@@ -20,18 +22,18 @@ Measured = dict[str, Any]
 """accuracy (fraction), params, macs, those of the whole network, widths, and what else there is."""
 
 
-def _train_dense(work: Work) -> Stage:
+def _train_dense(work: Work) -> tuple[Stage, Run]:
     """Train the ordinary network, or take it as it is if that is done."""
     config = work.config()
     run = work.run(work.config_identity(), "dense")
     loaders = work.loaders(config.batch_size, config.augment)
-    return train_plain(work.network(), loaders, config, run)
+    return train_plain(work.network(), loaders, config, run), run
 
 
 def _run_dense(work: Work) -> Measured:
     """The baseline of a table: all channels, no selection."""
-    stage = _train_dense(work)
-    return {"accuracy": stage.accuracy, **_whole(work, thin=True)}
+    stage, run = _train_dense(work)
+    return {"accuracy": stage.accuracy, **_whole(work, thin=True), **times(run, ["dense"])}
 
 
 def _run_dce(work: Work) -> Measured:
@@ -44,11 +46,13 @@ def _run_dce(work: Work) -> Measured:
     assert isinstance(config, DCEConfig)
     run = work.run(work.config_identity(), f"dce-{config.procedure}-{config.density:g}")
     loaders = work.loaders(config.batch_size, config.augment)
-    model = convert(work.network(), work.example(), config.residual, saliency=config.saliency)
+    model = _converted(work, work.network())
     selected = dce.train_selected(model, loaders, config, run)
     arm = "thin" if config.final == "best" else "thin-random"
     thin = cut_out(selected, loaders, config, run, arm)
-    return {**_selected(selected), "accuracy": thin.accuracy, **_whole(work)}
+    spent = times(run, ["sparse", arm])
+    masked = work.settings.get("execution") == "mask"
+    return {**_selected(selected), "accuracy": thin.accuracy, **_whole(work, masked), **spent}
 
 
 def _run_dcp(work: Work) -> Measured:
@@ -59,11 +63,18 @@ def _run_dcp(work: Work) -> Measured:
     loaders = work.loaders(config.batch_size, config.augment)
     dense: nn.Module = work.network()
     if work.start is not None:
-        dense = _train_dense(work.baseline()).model
-    model = convert(dense, work.example(), config.residual, saliency=config.saliency)
+        dense = _train_dense(work.baseline())[0].model
+    model = _converted(work, dense)
     selected = dcp.train_selected(model, loaders, config, run)
     thin = cut_out(selected, loaders, config, run)
-    return {**_selected(selected), "accuracy": thin.accuracy, **_whole(work)}
+    spent = times(run, ["sparse"])
+    return {**_selected(selected), "accuracy": thin.accuracy, **_whole(work), **spent}
+
+
+def _converted(work: Work, network: nn.Module) -> ChannelModel:
+    """Return the network as the settings want it: ``execution`` "mask" is the papers' way."""
+    config, execution = work.config(), work.settings.get("execution", "sparse")
+    return convert(network, work.example(), config.residual, execution, saliency=config.saliency)
 
 
 def _selected(stage: Stage) -> Measured:

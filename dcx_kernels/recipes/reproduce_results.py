@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 from dcx_kernels.recipes.reproduce_target import Target
 from dcx_kernels.recipes.reproduce_work import Work
-from dcx_kernels.train.atomic import replace_text
 from dcx_kernels.train.log import read_rows
 from dcx_kernels.train.machine import describe_device, describe_machine, versions
 
@@ -35,9 +35,18 @@ class Results:
         return {row["run"]: row for row in read_rows(self.path) if "run" in row}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row. The file is replaced as a whole: a kill leaves no half of one."""
-        rows = {**self.rows(), row["run"]: dict(row)}
-        replace_text(self.path, "".join(json.dumps(r) + "\n" for r in rows.values()))
+        """Append a row in one write: two processes may share the file, each with seeds of its own.
+
+        What a kill or a full disk left of a line is skipped by `rows`, and ended here.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" * torn + json.dumps(dict(row)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def describe(
@@ -56,7 +65,7 @@ def describe(
     return {
         "run": work.key,
         "target": target.name,
-        "config": f"{target.name}.json",
+        "config": target.config,
         "variant": work.entry.variant,
         "data": work.entry.data,
         **work.identity,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dcx_kernels.data import ImageData
+from dcx_kernels.data import ImageData, load
 from dcx_kernels.errors import expected
-from dcx_kernels.recipes.reproduce_target import Entry, Target, load_target
+from dcx_kernels.recipes.reproduce_target import Entry, Target
 
-__all__ = ["Options", "data_sources", "image_size", "scaled_down", "settings_for"]
+__all__ = ["Options", "data_sources", "image_size", "read_data", "scaled_down", "settings_for"]
 
 # training images and classes of the papers' data sets: what has others only stands for them
 _PAPERS_DATA = {
@@ -20,6 +20,7 @@ _PAPERS_DATA = {
     "imagenet": (1_281_167, 1000),
 }
 _IMAGE_SIZE = 32
+_SCALES = ("epochs", "batch_size", "lr", "width", "image_size", "train_images")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Options:
         lr: learning rate at the start.
         width: factor on the channels of our own networks.
         image_size: height and width the images are scaled to.
+        train_images: how many of the training images are used, the first ones.
         budget_s: seconds after which no further training is begun.
         device: where it runs.
         channels_last: memory layout.
@@ -46,14 +48,15 @@ class Options:
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
-    width: float = 1.0
+    width: float | None = None
     image_size: int | None = None
+    train_images: int | None = None
     budget_s: float | None = None
     device: str = "cpu"
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size"):
+        for name in ("epochs", "batch_size", "image_size", "train_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 what = f"--{name.replace('_', '-')} of at least 1"
@@ -63,6 +66,19 @@ class Options:
             if value is not None and not value > 0:
                 flag = name.removesuffix("_s")
                 raise ValueError(expected(f"a positive --{flag}", value))
+
+    def or_of(self, target: Target) -> Options:
+        """Return these options, with those of the target's file where none is given.
+
+        Raises:
+            ValueError: if the file scales something else, or by a value that is out of range.
+        """
+        unknown = sorted(set(target.scale) - set(_SCALES))
+        if unknown:
+            what = f"a scale out of {', '.join(_SCALES)}"
+            raise ValueError(expected(what, ", ".join(unknown), target.name))
+        missing = {k: v for k, v in target.scale.items() if getattr(self, k) is None}
+        return replace(self, **missing)
 
 
 def data_sources(target: Target, given: Sequence[str]) -> dict[str, str]:
@@ -110,6 +126,19 @@ def image_size(target: Target, options: Options) -> int:
     return int(options.image_size or target.settings.get("image_size", _IMAGE_SIZE))
 
 
+def read_data(target: Target, options: Options) -> dict[str, ImageData]:
+    """Read the data sets of a target.
+
+    Raises:
+        DataError: if one cannot be read, or has fewer training images than are asked for.
+    """
+    size = image_size(target, options)
+    data = {name: load(source, image_size=size) for name, source in options.sources.items()}
+    if options.train_images is not None:
+        data = {name: images.first(options.train_images) for name, images in data.items()}
+    return data
+
+
 def scaled_down(target: Target, options: Options, data: Mapping[str, ImageData]) -> list[str]:
     """Say in which ways the trainings are not those of the paper; nothing if they are.
 
@@ -125,7 +154,7 @@ def scaled_down(target: Target, options: Options, data: Mapping[str, ImageData])
         papers = sorted({target.settings_for(entry)[name] for entry in lines})
         if value is not None and papers != [value]:
             said.append(f"{label} {value:g} (paper {' or '.join(f'{p:g}' for p in papers)})")
-    if options.width != 1:
+    if options.width not in (None, 1):
         said.append(f"width x {options.width:g}")
     size, papers_size = image_size(target, options), target.settings.get("image_size", _IMAGE_SIZE)
     if size != papers_size:
@@ -134,9 +163,9 @@ def scaled_down(target: Target, options: Options, data: Mapping[str, ImageData])
         count = len(images.train_labels)
         if _PAPERS_DATA.get(name) != (count, images.num_classes):
             said.append(f"{count} images of {images.num_classes} classes for {name}")
-    whole = load_target(target.name)
-    if len(target.seeds) < len(whole.seeds):
-        said.append(f"{len(target.seeds)} seed{'s' * (len(target.seeds) > 1)} ({len(whole.seeds)})")
-    if len(target.entries) < len(whole.entries):
-        said.append(f"{len(target.entries)} of {len(whole.entries)} lines")
+    seeds, lines_there = target.whole
+    if len(target.seeds) < seeds:
+        said.append(f"{len(target.seeds)} seed{'s' * (len(target.seeds) > 1)} ({seeds})")
+    if len(target.entries) < lines_there:
+        said.append(f"{len(target.entries)} of {lines_there} lines")
     return said

@@ -11,12 +11,13 @@ from typing import Any
 
 from dcx_kernels.recipes.reproduce import Reproduction
 from dcx_kernels.recipes.reproduce_target import Entry
+from dcx_kernels.recipes.reproduce_times import seconds_to
 from dcx_kernels.recipes.reproduce_work import short_name
 
 __all__ = ["METRICS", "Cell", "Metric", "cells_of", "runs_csv", "table_csv", "title_of"]
 
 Row = Mapping[str, Any]
-_NOT_IN_CSV = {"skipping"}  # a number for each class and channel: drawn, and in results.jsonl
+_NOT_IN_CSV = {"skipping", "curve"}  # drawn, and in results.jsonl: too many numbers for a cell
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Metric:
     Args:
         label: its head, with the unit.
         of: reads it from the row of a training and that of its reference, if there is one; None if
-            it is not there.
+            it is not there. ``reach`` of the target is in the row as a fraction.
         text: how it is written.
         scale: a published number divided by this has the unit of the label.
         varies: whether its deviation over the seeds is worth a place in the printed table.
@@ -60,6 +61,13 @@ def _change(row: Row, reference: Row | None) -> float | None:
     return None if reference is None else 100 * (row["accuracy"] - reference["accuracy"])
 
 
+def _faster(row: Row, reference: Row | None) -> float | None:
+    """Return how many of its training steps fit into one of the reference."""
+    if reference is None or not row.get("step_ms") or not reference.get("step_ms"):
+        return None
+    return float(reference["step_ms"] / row["step_ms"])
+
+
 def _entry(name: str, scale: float = 1.0) -> Callable[[Row, Row | None], float | None]:
     def read(row: Row, reference: Row | None) -> float | None:
         value = row.get(name)
@@ -75,6 +83,11 @@ METRICS: dict[str, Metric] = {
     "macs": Metric("MACs, M", _entry("macs", 1e6), "{:.2f}", 1e6),
     "pruned": Metric("pruned %", lambda r, _: 100 * (1 - r["macs"] / r["dense_macs"]), "{:.1f}"),
     "saving": Metric("saved, x", lambda row, _: row["dense_macs"] / row["macs"]),
+    "step_ms": Metric("step, ms", _entry("step_ms"), "{:.1f}", varies=True),
+    "train_s": Metric("training, s", _entry("train_s"), "{:.0f}", varies=True),
+    "faster": Metric("faster, x", _faster, varies=True),
+    "reach_s": Metric("to reach, s", lambda r, _: seconds_to(r, r["reach"]), "{:.0f}", varies=True),
+    "gate_macs": Metric("gates, M", _entry("gate_macs", 1e6), "{:.3f}"),
     "weight_mb": Metric("weights, MB", _entry("weight_bytes", 1e6)),
     "activation_mb": Metric("activ., MB", _entry("activation_bytes", 1e6)),
     "peak_mb": Metric("peak, MB", _entry("peak_bytes", 1e6)),
@@ -87,12 +100,14 @@ def cells_of(found: Reproduction, entry: Entry) -> dict[str, Cell]:
 
     A change is of trainings with the same seed, and its deviation that of the differences.
     """
-    rows = found.rows.get(entry, [])
+    target = found.target
+    reach = None if target.reach is None else target.reach / 100
+    rows = [{**row, "reach": reach} for row in found.rows.get(entry, [])]
     references = _references(found, entry)
     cells = {}
-    for name in found.target.metrics:
+    for name in target.metrics:
         metric, paper = METRICS[name], entry.paper.get(name)
-        own = entry.variant == found.target.reference
+        own = entry.variant == target.reference
         read = (metric.of(r, None if own else references.get(r["seed"])) for r in rows)
         values = [value for value in read if value is not None]
         cells[name] = Cell(
@@ -121,7 +136,8 @@ def title_of(found: Reproduction) -> str:
         f"{name} from {short_name(source)}" for name, source in found.sources.items()
     )
     scale = "; ".join(found.scaled)
-    how = f"SCALED DOWN: {scale}" if scale else "the paper's recipe"
+    unscaled = "the paper's recipe" if found.target.source else "a study of its own"
+    how = f"SCALED DOWN: {scale}" if scale else unscaled
     return f"{found.target.title}\n{how}; data: {sources}"
 
 

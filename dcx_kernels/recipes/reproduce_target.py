@@ -1,12 +1,16 @@
 """The tables and figures that can be reproduced: each a small file of settings and numbers.
 
-A file in ``targets/`` says which networks are trained how, and what the paper printed for them:
+A file in ``targets/`` says which networks are trained how, and what the paper printed for them; a
+study of one's own is such a file anywhere else, which needs no ``source``:
 
 - ``settings``: of the recipe; ``settings_of`` changes some for a data set or a network, and
   ``variants`` names the recipe and what else tells one line of the table from the next.
 - ``entries``: the lines of the table with the published numbers, or ``grid``: all combinations.
 - ``metrics``: the columns; ``reference``: the variant that a change of accuracy is counted from.
-- ``published``: other files whose numbers belong to the same lines.
+- ``reach``: the accuracy in percent whose time is measured.
+- ``published``: other targets whose numbers belong to the same lines.
+- ``scale``: what is smaller than in the papers, unless the options say otherwise: the fields of
+  `dcx_kernels.recipes.reproduce_scale.Options` but for data, budget and machine.
 """
 
 from __future__ import annotations
@@ -17,14 +21,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from dcx_kernels.errors import expected
 
 __all__ = ["Entry", "Target", "load_target", "target_names"]
 
-_OPTIONAL = frozenset({"settings_of", "reference", "notes", "published", "entries", "grid"})
-_NEEDED = frozenset({"title", "source", "seeds", "settings", "variants", "metrics", "figure"})
+_STUDY = ".json"
+_OPTIONAL = frozenset(
+    {
+        "settings_of",
+        "source",
+        "reference",
+        "reach",
+        "notes",
+        "published",
+        "entries",
+        "grid",
+        "scale",
+    }
+)
+_NEEDED = frozenset({"title", "seeds", "settings", "variants", "metrics", "figure"})
 
 
 @dataclass(frozen=True)
@@ -48,13 +66,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Target:
-    """A table or figure of a paper. What its parts mean: see the module.
+    """A table or figure of a paper, or a study. What its parts mean: see the module.
+
+    Args (beside those parts):
+        name: of the directory its results go to.
+        config: name of its file.
+        whole: how many seeds and lines there are before it is narrowed.
 
     Raises:
         ValueError: if a part contradicts another one.
     """
 
     name: str
+    config: str
     title: str
     source: str
     seeds: tuple[int, ...]
@@ -63,9 +87,12 @@ class Target:
     variants: Mapping[str, Mapping[str, Any]]
     metrics: tuple[str, ...]
     reference: str | None
+    reach: float | None
     figure: str
     notes: tuple[str, ...]
     entries: tuple[Entry, ...]
+    scale: Mapping[str, Any]
+    whole: tuple[int, int]
 
     def __post_init__(self) -> None:
         for entry in self.entries:
@@ -133,20 +160,16 @@ class Target:
 def target_names() -> list[str]:
     """Return the names of all targets."""
     found = files("dcx_kernels.recipes").joinpath("targets").iterdir()
-    return sorted(f.name.removesuffix(".json") for f in found if f.name.endswith(".json"))
+    return sorted(f.name.removesuffix(_STUDY) for f in found if f.name.endswith(_STUDY))
 
 
 def load_target(name: str) -> Target:
-    """Return a target by name.
+    """Return a target by name, or a study: by the path of its file, which ends in ``.json``.
 
     Raises:
-        ValueError: if there is none of that name; the message lists near ones.
+        ValueError: if there is none of that name, the message lists near ones; if a file cannot be
+            read or has other keys than the module says.
     """
-    names = target_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        raise ValueError(expected(f"a target out of {', '.join(names)}", repr(name) + hint))
     content = _read(name)
     if not _NEEDED <= set(content) <= _NEEDED | _OPTIONAL:
         what = f"the keys {sorted(_NEEDED)} and no others but {sorted(_OPTIONAL)}"
@@ -157,25 +180,48 @@ def load_target(name: str) -> Target:
         replace(entry, paper={**published.get(entry, {}), **entry.paper})
         for entry in _entries(content)
     )
+    path = Path(name)
     return Target(
-        name=name,
+        name=path.stem if path.suffix == _STUDY else name,
+        config=path.name if path.suffix == _STUDY else f"{name}{_STUDY}",
         title=content["title"],
-        source=content["source"],
+        source=content.get("source", ""),
         seeds=tuple(content["seeds"]),
         settings=content["settings"],
         settings_of=content.get("settings_of", {}),
         variants=content["variants"],
         metrics=tuple(content["metrics"]),
         reference=content.get("reference"),
+        reach=content.get("reach"),
         figure=content["figure"],
         notes=tuple(content.get("notes", ())),
         entries=entries,
+        scale=content.get("scale", {}),
+        whole=(len(content["seeds"]), len(entries)),
     )
 
 
 def _read(name: str) -> dict[str, Any]:
-    path = files("dcx_kernels.recipes").joinpath("targets").joinpath(f"{name}.json")
+    if name.endswith(_STUDY):
+        return _read_study(Path(name))
+    names = target_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        what = f"a target out of {', '.join(names)}, or a file {_STUDY}"
+        raise ValueError(expected(what, repr(name) + hint))
+    path = files("dcx_kernels.recipes").joinpath("targets").joinpath(f"{name}{_STUDY}")
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(expected("a study, a JSON file", str(error), str(path))) from error
+    if not isinstance(content, dict):
+        raise ValueError(expected("a JSON object", type(content).__name__, str(path)))
     return content
 
 

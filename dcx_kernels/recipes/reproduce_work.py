@@ -30,7 +30,7 @@ __all__ = ["Work", "digest", "short_name"]
 _ELAPSED = "elapsed.json"
 # what tells recipes apart, and what only those of gating take
 _NOT_SETTINGS = frozenset(
-    {"recipe", "method", "start", "slim", "decay_every", "sparse_epochs", "init"}
+    {"recipe", "method", "start", "slim", "decay_every", "sparse_epochs", "init", "execution"}
 )
 
 
@@ -108,6 +108,8 @@ class Work:
         """Return what the checkpoints of `config` are told apart by."""
         config = self.config()
         found = {**self.shared(), "method": config.method, **asdict(config)}
+        if "execution" in self.settings:
+            found["execution"] = self.settings["execution"]
         if found.get("procedure") == "two-stage":
             del found["final"]  # until then it is the same training: done once
         return found

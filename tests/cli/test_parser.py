@@ -33,7 +33,8 @@ OPTIONS = {
         --seed --traceback --width model""",
     "export": "--classes --help --image-size --model --onnx --thin --traceback --width source",
     "reproduce": """--batch-size --budget --channels-last --data --densities --device --epochs
-        --help --image-size --list --lr --models --out --seeds --threads --traceback --variants
+        --help --image-size --list --lr --models --out --seeds --threads --traceback
+        --train-images --variants
         --width target""",
     "info": "--help --traceback",
 }

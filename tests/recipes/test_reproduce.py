@@ -24,7 +24,7 @@ from dcx_kernels.recipes.reproduce_work import Work, short_name
 from dcx_kernels.train.log import read_rows
 from dcx_kernels.train.progress import Silent
 
-TIMES = ("wall_s", "finished")
+TIMES = ("wall_s", "finished", "step_ms", "train_s", "curve")
 SCALE = {"epochs": 2, "batch_size": 16, "lr": 0.05, "width": 1 / 16}
 
 

@@ -256,7 +256,9 @@ def test_data_sources() -> None:
             data_sources(target, given)
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "image_size", "lr", "width", "budget_s"])
+@pytest.mark.parametrize(
+    "name", ["epochs", "batch_size", "image_size", "lr", "width", "train_images", "budget_s"]
+)
 def test_options_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name.partition("_")[0]):
         Options({"cifar10": "digits"}, **{name: 0})
