@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch at once, on the device it lives on."""
+"""Random crops, flips and colours of a whole batch at once, on the device it lives on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcx_kernels.data.colour import shift_colours
 from dcx_kernels.errors import expected
 
 __all__ = ["AUGMENTATIONS", "PADDING", "augment_batch", "check_augment"]
 
-AUGMENTATIONS = ("none", "crop", "crop-flip", "resized-crop-flip")
+AUGMENTATIONS = ("none", "crop", "crop-flip", "flip-colour", "resized-crop-flip")
 PADDING = 4
 _AREA = (0.25, 1.0)  # of a resized crop; the images are small already, so no 8 % of them
 _ASPECT = (3 / 4, 4 / 3)
@@ -25,15 +26,16 @@ def check_augment(augment: str) -> None:
 
 
 def augment_batch(images: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """Cut a random window from each image and flip half of them.
+    """Cut a random window from each image, or change its colours, and flip half of them.
 
     "crop" and "crop-flip" pad with zeros and cut a window of the old size; "resized-crop-flip" cuts
-    a window of a quarter of the area or more and scales it to the old size. The draw is made on the
-    CPU and sent along in one small copy: the same batch comes out on every device (but for how
-    devices round when they scale).
+    a window of a quarter of the area or more and scales it to the old size; "flip-colour" leaves
+    images in their place and changes brightness, saturation and hue. The draw is made on the CPU
+    and sent along in a small copy: the same batch comes out on every device (but for how devices
+    round when they scale or mix).
 
     Args:
-        images: (N, C, H, W), any device; uint8 to be scaled, else any dtype.
+        images: (N, C, H, W), any device; uint8 to be scaled or coloured, else any dtype.
         augment: one of `AUGMENTATIONS`; "crop" does not flip.
         generator: a CPU generator; the result depends on its state only.
 
@@ -49,6 +51,8 @@ def augment_batch(images: Tensor, augment: str, generator: torch.Generator) -> T
         return images
     if augment == "resized-crop-flip":
         return _resized_crops(images, generator)
+    if augment == "flip-colour":
+        return _mirrored(shift_colours(images, generator), generator)
     n, _, h, w = images.shape
     offsets = torch.randint(2 * PADDING + 1, (2, n), generator=generator)
     mirrored = torch.randint(2, (1, n), generator=generator)
@@ -59,6 +63,12 @@ def augment_batch(images: Tensor, augment: str, generator: torch.Generator) -> T
     if augment == "crop":
         return cropped
     return torch.where(flip.bool()[:, None, None, None], cropped.flip(-1), cropped)
+
+
+def _mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    flip = torch.randint(2, (len(images), 1, 1, 1), generator=generator)
+    flip = flip.to(images.device, non_blocking=True)
+    return torch.where(flip.bool(), images.flip(-1), images)
 
 
 def _resized_crops(images: Tensor, generator: torch.Generator) -> Tensor:

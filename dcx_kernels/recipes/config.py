@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+from dcx_kernels.data.augment import check_augment
 from dcx_kernels.errors import expected
 from dcx_kernels.selectors.dcp import DECAY_SCOPES, INITIAL, DecayScope, Initial
 from dcx_kernels.selectors.schedules import POLICIES, Policy, utility_decay
@@ -42,7 +43,8 @@ class TrainConfig:
         round_to: group widths are multiples of this.
         recalibrate: measure batch-norm statistics again for the final selection.
         recalibrate_batches: how many training batches that uses at most.
-        augment: augment the training images as suits the data (CIFAR: pad, crop, flip).
+        augment: augment the training images as suits the data (CIFAR: pad, crop, flip), or how, by
+            name: one of `dcx_kernels.data.AUGMENTATIONS`.
         seed: of initial weights, data order and selector.
 
     Raises:
@@ -63,7 +65,7 @@ class TrainConfig:
     round_to: int = 1
     recalibrate: bool = True
     recalibrate_batches: int = 100
-    augment: bool = True
+    augment: bool | str = True
     seed: int = 0
 
     method: ClassVar[str]
@@ -80,6 +82,8 @@ class TrainConfig:
         self._check_choice("saliency", ("batch", "sample"))
         for name in ("epochs", "batch_size", "min_active", "round_to", "recalibrate_batches"):
             self._check_positive(name)
+        if isinstance(self.augment, str):
+            check_augment(self.augment)
         if not self.lr > 0:
             raise ValueError(expected("a positive learning rate", self.lr))
         if not 0 <= self.momentum < 1:

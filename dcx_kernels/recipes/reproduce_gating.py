@@ -43,7 +43,7 @@ def run_slimming(work: Work) -> dict[str, Any]:
 
     The paper starts from the model of the budget before; we start from the ordinary one.
     """
-    loaders = work.loaders(work.settings["batch_size"])
+    loaders = _loaders(work)
     config = _slimming(work, 1 - work.entry.density)
     stage = train_slimming(_start(work, loaders), loaders, config, _run(work, "ns", config))[1]
     price = cost(stage.model, work.example())
@@ -80,7 +80,7 @@ def run_fbs_memory(work: Work) -> dict[str, Any]:
     """What one image reads, writes and needs at once (Table 3); of the network before, too."""
     before = work.start is None
     if before:
-        loaders = work.loaders(work.settings["batch_size"])
+        loaders = _loaders(work)
         model = convert_fbs(work.network(), work.example())
     else:
         model, loaders = _gated(work)[:2]
@@ -106,7 +106,7 @@ class _Gated(NamedTuple):
 
 def _gated(work: Work) -> _Gated:
     """Train down to the density of the line; return the network and what it reached there."""
-    loaders = work.loaders(work.settings["batch_size"])
+    loaders = _loaders(work)
     dense = _start(work, loaders)
     slim = work.settings.get("slim")
     if slim is not None:
@@ -122,9 +122,26 @@ def _gated(work: Work) -> _Gated:
         **_sgd(work),
     )
     identity = {k: v for k, v in asdict(chain).items() if k != "density"}  # one chain for all
-    run = work.run({**work.shared(), "slim": slim, **identity}, "fbs" if slim is None else "ns-fbs")
+    name = "fbs" if slim is None else "ns-fbs"
+    run = work.run({**_shared(work), "slim": slim, **identity}, name)
     model, points = train_fbs(dense, loaders, chain, run, last_only=True)
     return _Gated(model, loaders, points[-1], run)
+
+
+def _loaders(work: Work) -> Loaders:
+    return work.loaders(**_batches(work))
+
+
+def _batches(work: Work) -> dict[str, Any]:
+    """Return what these recipes' configurations do not hold."""
+    return {
+        "batch_size": work.settings["batch_size"],
+        "augment": work.settings.get("augment", True),
+    }
+
+
+def _shared(work: Work) -> dict[str, Any]:
+    return {**work.shared(), **_batches(work)}
 
 
 def _start(work: Work, loaders: Loaders) -> nn.Module:
@@ -150,7 +167,7 @@ def _sgd(work: Work) -> dict[str, Any]:
 
 
 def _run(work: Work, name: str, config: SlimmingConfig) -> Run:
-    return work.run({**work.shared(), **asdict(config)}, f"{name}-{1 - config.pruned:g}")
+    return work.run({**_shared(work), **asdict(config)}, f"{name}-{1 - config.pruned:g}")
 
 
 def _whole(work: Work) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class Work:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
-    def loaders(self, batch_size: int, augment: bool = True) -> Loaders:
+    def loaders(self, batch_size: int, augment: bool | str = True) -> Loaders:
         """Return the batches of this seed."""
         device, last = self.device, self.channels_last
         return make_loaders(self.data, batch_size, augment, self.seed, device, last)

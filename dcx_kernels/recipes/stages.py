@@ -53,7 +53,7 @@ class Loaders:
 def make_loaders(
     data: ImageData,
     batch_size: int,
-    augment: bool,
+    augment: bool | str,
     seed: int,
     device: torch.device,
     channels_last: bool = False,
@@ -63,13 +63,14 @@ def make_loaders(
     Args:
         data: the images.
         batch_size: training images per step.
-        augment: whether they are augmented as suits the data.
+        augment: whether they are augmented as suits the data, or how. Images that are not mirrored
+            of their own accord, such as digits, never are.
         seed: of their order and augmentation.
         device: where they are.
         channels_last: memory layout.
     """
 
-    def training(how: str | None) -> Loader:
+    def training(how: str) -> Loader:
         return train_loader(
             data,
             batch_size,
@@ -81,7 +82,13 @@ def make_loaders(
 
     largest = max(batch_size, _TEST_BATCH)
     test = eval_loader(data, largest, device=device, channels_last=channels_last)
-    return Loaders(training(None if augment else "none"), training("none"), test)
+    return Loaders(training(_augmentation(data, augment)), training("none"), test)
+
+
+def _augmentation(data: ImageData, augment: bool | str) -> str:
+    if isinstance(augment, bool):
+        return data.augment if augment else "none"
+    return data.augment if "flip" in augment and "flip" not in data.augment else augment
 
 
 @dataclass(frozen=True)

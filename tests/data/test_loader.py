@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from dcx_kernels.data import ImageData, Loader, eval_loader, train_loader
 from dcx_kernels.data.augment import PADDING, augment_batch
+from dcx_kernels.data.colour import BRIGHTNESS, HUE, SATURATION, shift_colours
 
 N = 23
 
@@ -49,7 +52,7 @@ def test_len_without_remainder():
     assert len(loader(batch_size=N)) == len(loader(batch_size=N, drop_last=True)) == 1
 
 
-@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip"])
+@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "flip-colour"])
 def test_batches_from_a_step_equal_the_uninterrupted_run(augment):
     whole = list(loader(augment=augment).batches(3))
     for step in range(len(whole) + 1):
@@ -193,3 +196,53 @@ def test_batches_refuses_at_once(epoch, step, message):
 def test_eval_loader_refuses_an_unknown_split():
     with pytest.raises(ValueError, match="'train' or 'test', got 'val'"):
         eval_loader(data(), 4, split="val")
+
+
+# colours
+
+
+def test_grey_stays_grey_whatever_the_colours_do():
+    grey = torch.full((200, 3, 2, 2), 128, dtype=torch.uint8)
+    result = shift_colours(grey, torch.Generator().manual_seed(0)).double()
+    assert (result.amax(1) - result.amin(1)).max() <= 1  # red, green and blue alike
+    light = result.mean((1, 2, 3)) - 128
+    assert light.abs().max() <= BRIGHTNESS + 0.5
+    assert light.min() < -0.8 * BRIGHTNESS and light.max() > 0.8 * BRIGHTNESS
+
+
+def test_colours_are_turned_and_stretched_as_drawn():
+    """Against the colour plane by hand: its length changes by the saturation, its angle by hue."""
+    images = torch.full((400, 3, 1, 1), 120, dtype=torch.float64)
+    images[:, 0], images[:, 2] = 150, 100
+    result = shift_colours(images, torch.Generator().manual_seed(1)).flatten(1).double()
+
+    def plane(rgb):
+        i = rgb @ torch.tensor([0.596, -0.274, -0.322], dtype=torch.float64)
+        q = rgb @ torch.tensor([0.211, -0.523, 0.312], dtype=torch.float64)
+        return torch.hypot(i, q), torch.atan2(q, i)
+
+    (length, angle), (before, start) = plane(result), plane(images.flatten(1))
+    stretched, turned = length / before, (angle - start) / (2 * math.pi)
+    slack = 0.03  # of rounding to whole numbers
+    assert (stretched - 1).abs().max() < SATURATION + slack
+    assert stretched.min() < 1 - 0.8 * SATURATION and stretched.max() > 1 + 0.8 * SATURATION
+    assert turned.abs().max() < HUE + slack
+    assert turned.min() < -0.8 * HUE and turned.max() > 0.8 * HUE
+
+
+def test_colours_of_other_images_change_their_brightness_only():
+    images = torch.randint(100, 150, (50, 1, 3, 3), dtype=torch.uint8)
+    result = shift_colours(images, torch.Generator().manual_seed(0)).int()
+    change = (result - images.int()).flatten(1)
+    assert (change == change[:, :1]).all() and change.unique().numel() > 20
+
+
+def test_colours_are_cut_off_and_mirrored_images_stay_in_place():
+    images = torch.zeros(100, 3, 4, 4, dtype=torch.uint8)
+    images[..., 0], images[..., 3] = 255, 10  # a bright left, a dark right edge
+    result = augment_batch(images, "flip-colour", torch.Generator().manual_seed(0))
+    assert result.dtype == torch.uint8 and result.shape == images.shape
+    left = (result[..., 0].int() > result[..., 3].int()).flatten(1)
+    assert (left.all(1) | ~left.any(1)).all()  # as a whole
+    assert 30 < int(left.all(1).sum()) < 70
+    assert int(result[left.all(1)][..., 0].amax()) == 255

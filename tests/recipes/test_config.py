@@ -6,10 +6,13 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
+from dcx_kernels.data import ImageData
 from dcx_kernels.recipes import DCEConfig, DCPConfig
 from dcx_kernels.recipes.config import METHODS
 from dcx_kernels.recipes.methods import config_of
+from dcx_kernels.recipes.stages import make_loaders
 
 
 def test_defaults_are_the_papers() -> None:
@@ -142,3 +145,29 @@ def test_the_identity_of_a_run_gives_its_configuration_back(
     assert config_of(identity) == config
     with pytest.raises(KeyError, match="method"):
         config_of(dataclasses.asdict(config))
+
+
+def test_augmentation_by_name() -> None:
+    assert DCEConfig(augment="flip-colour").augment == "flip-colour"
+    with pytest.raises(ValueError, match=r"augment to be one of .*, got 'cutout'"):
+        DCPConfig(augment="cutout")
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "used"),
+    [
+        ("crop-flip", True, "crop-flip"),
+        ("crop-flip", False, "none"),
+        ("crop-flip", "flip-colour", "flip-colour"),
+        ("crop", "flip-colour", "crop"),  # digits are not mirrored
+        ("crop-flip", "crop", "crop"),
+        ("none", "none", "none"),
+    ],
+)
+def test_loaders_augment_as_asked_but_mirror_no_digits(
+    own: str, asked: bool | str, used: str
+) -> None:
+    images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    data = ImageData.build("x", (images, labels), (images, labels), ["a"], own, None)
+    loaders = make_loaders(data, 2, asked, 0, torch.device("cpu"))
+    assert (loaders.train.augment, loaders.plain.augment) == (used, "none")

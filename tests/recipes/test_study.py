@@ -10,7 +10,8 @@ import pytest
 
 from dcx_kernels.cli import main
 from dcx_kernels.data import load
-from dcx_kernels.errors import DataError
+from dcx_kernels.errors import DataError, NonFiniteError
+from dcx_kernels.recipes import reproduce_recipes
 from dcx_kernels.recipes.reproduce import Reproduction, reproduce
 from dcx_kernels.recipes.reproduce_figures import figures
 from dcx_kernels.recipes.reproduce_results import Results
@@ -141,6 +142,26 @@ def test_sparse_is_as_accurate_as_mask(found: tuple[Path, Reproduction]) -> None
     assert [a for _, a in mask["curve"]] == [a for _, a in sparse["curve"]]
     assert mask["run"] != sparse["run"]
     assert mask["macs"] == mask["dense_macs"] > sparse["macs"]
+
+
+def test_mask_is_masked_and_a_training_of_its_own(
+    found: tuple[Path, Reproduction],
+    study: Path,
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert len(list((found[0] / "runs").iterdir())) == 3
+    asked = []
+
+    def convert(*arguments: Any, **options: Any) -> None:
+        asked.append(arguments[3])
+        raise NonFiniteError("enough")
+
+    monkeypatch.setattr(reproduce_recipes, "convert", convert)
+    target = load_target(str(study)).narrowed(variants=["mask", "sparse"])
+    reproduce(target, Options({"tiny": str(data_file)}), tmp_path)
+    assert asked == ["mask", "sparse"]
 
 
 def test_title_and_rows_say_what_was_used(found: tuple[Path, Reproduction]) -> None:
