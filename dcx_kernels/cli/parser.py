@@ -295,7 +295,7 @@ def _add_dcp(selection: argparse._ArgumentGroup) -> None:
         help="only channels above the pN-th smallest utility: fewer where utilities tie (no)",
     )
     selection.add_argument(
-        "--initial", help="utilities at the start: zero, or inverse (1 / channels) (zero)"
+        "--initial", help="utilities at the start: zero, or inverse: 1 / channels (ResNets inverse)"
     )
 
 

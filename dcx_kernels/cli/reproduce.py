@@ -22,6 +22,7 @@ from dcx_kernels.recipes.reproduce_table import (
     Cell,
     Metric,
     cells_of,
+    least_macs,
     runs_csv,
     table_csv,
     title_of,
@@ -160,6 +161,14 @@ def _print_table(found: Reproduction, console: Console) -> None:
         console.print(f"paper: {found.target.source}", highlight=False)
     for note in found.target.notes:
         console.print(f"  {note}", highlight=False)
+    for (data, model, variant), best in least_macs(found).items():
+        reach = f"{variant} of {model} on {data}, at least {found.target.reach:g} % right"
+        if best is None:
+            console.print(f"  {reach}: none", highlight=False)
+            continue
+        macs = _text(METRICS["macs"], cells_of(found, best)["macs"].mean)
+        least = f"{macs} M MACs at density {best.density:g}"
+        console.print(f"  {reach}: {least}", highlight=False)
 
 
 def _published(found: Reproduction) -> set[str]:

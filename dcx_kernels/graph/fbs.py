@@ -11,10 +11,14 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dcx_kernels.errors import expected
 from dcx_kernels.graph.edit import compiled
+from dcx_kernels.graph.fbs_cut import cut_channels_
 from dcx_kernels.graph.fbs_edit import gated_graph
 from dcx_kernels.graph.fbs_find import find_units
 from dcx_kernels.graph.fbs_init import Init, gate_conv
@@ -40,6 +44,7 @@ class FBSModel(nn.Module):
         structure: of the dense network, with channels that an add joins made one.
         axes: layer -> which of its channels there are.
         fixed: gated layers of which no channel can be cut, see `fbs_prune`.
+        left: for every channel number of ``structure`` whether it is still there.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class FBSModel(nn.Module):
         self.kept = dict(kept)
         self.structure, self.axes = structure, dict(structure.axes)
         self.fixed = frozenset(fixed)
+        self.left = np.ones(structure.free.shape, np.bool_)
         self._forwards = dict(forwards)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,6 +98,34 @@ class FBSModel(nn.Module):
             raise ValueError(expected(what, repr(execution), "set_execution"))
         for layer in self.gated.values():
             layer.execution = execution
+
+    def cut_(self, left: NDArray[np.bool_]) -> None:
+        """Take channels out for good, in place; see `dcx_kernels.cut_unused`, which says which.
+
+        Parameters that shrink are new ones: an optimizer made before holds the old.
+        """
+        self.axes = cut_channels_(self, self.axes, left)
+        self.left = self.left & left
+
+    def get_extra_state(self) -> Tensor:
+        """Return `left`, for the state_dict."""
+        return torch.from_numpy(self.left.copy())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Cut out what the network that is loaded does not have; its tensors fit then.
+
+        Raises:
+            ValueError: if it is another network, or has channels that are cut out here.
+        """
+        left = state.cpu().numpy().astype(np.bool_)
+        if left.shape != self.left.shape:
+            what = f"{self.left.size} channel numbers of this network"
+            raise ValueError(expected(what, left.size, "load_state_dict"))
+        if (left & ~self.left).any():
+            what = f"a network with no channels but the {int(self.left.sum())} left here"
+            raise ValueError(expected(what, int(left.sum()), "load_state_dict"))
+        if (left != self.left).any():
+            self.cut_(left)
 
     def gate_penalty(self, factor: float = 1e-8) -> Tensor:
         """Return the Lasso on all gates of the last forward, to be added to the loss."""

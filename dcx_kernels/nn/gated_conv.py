@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -174,8 +175,9 @@ class GatedConv2d(nn.Conv2d):
             what = f"(N, {self.in_channels}, H, W)"
             got = f"{tuple(x.values.shape)} of {x.num_channels} channels"
             raise ValueError(expected(what, got, "GatedConv2d"))
-        if self._in_one_call(x.values):
-            return self._called(x)
+        whole = self._in_one_call(x.values)
+        if whole is not None:
+            return self._called(whole, x)
         # eq. 8; phi is He-initialised, so that fan-in is its dim 1
         g = F.linear(subsample(x, self.subsample), self.phi, self.rho).relu()
         self._last.gate = g
@@ -243,19 +245,21 @@ class GatedConv2d(nn.Conv2d):
         y.add_(beta[:, :, None, None])
         return y.relu_() if self.relu else y
 
-    def _in_one_call(self, x: Tensor) -> bool:
-        """Tell whether the backend evaluates the whole layer at once, nobody looking on."""
+    def _in_one_call(self, x: Tensor) -> ModuleType | None:
+        """Return the backend that evaluates the whole layer at once, nobody looking on, if any."""
         plain = self.subsample == "l1" and self.beta_at == "inside" and self.execution == "sparse"
         if self.training or not plain or not direct(x):
-            return False
-        if torch.is_autocast_enabled(x.device.type):
-            return False
-        gates = getattr(backend.choose(x.device), "gates", None)  # a rule, where a backend can
-        return gates is not None and bool(gates(x))
+            return None
+        device = x.device
+        if torch.is_autocast_enabled(device.type):
+            return None
+        chosen = backend.choose(device)
+        gates = getattr(chosen, "gates", None)  # a rule, where a backend can
+        return chosen if gates is not None and gates(x) else None
 
-    def _called(self, x: SampleChannels) -> Any:
+    def _called(self, whole: ModuleType, x: SampleChannels) -> Any:
         norm, k = self.norm, self.num_winners
-        y, idx, self._last.gate = backend.choose(x.values.device).gated_conv2d(
+        y, idx, self._last.gate = whole.gated_conv2d(
             x.values, x.idx, self.weight, self.phi, self.rho, self.beta, norm.running_mean,
             norm.running_var, norm.eps, k, self.stride, self.padding, self.dilation, self.relu,
         )  # fmt: skip
@@ -281,7 +285,7 @@ class GatedConv2d(nn.Conv2d):
         if idx is not None or x.idx is None:
             return idx is not None
         share = x.values.shape[1] / self.in_channels
-        return share <= _INPUTS_WIN[backend.choose(x.values.device).NAME]
+        return share <= _INPUTS_WIN[_backend_name(x.values.device)]
 
     # --- the papers' baseline ---------------------------------------------------------------------
 
@@ -301,6 +305,13 @@ class GatedConv2d(nn.Conv2d):
         """Return the settings."""
         gate = f"density={self.density:g} ({self.num_winners} winners), stats={self.stats}"
         return f"{super().extra_repr()}, {gate}, beta {self.beta_at} the gate"
+
+
+# torch.compile would follow how libraries are found
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _backend_name(device: torch.device) -> str:
+    name: str = backend.choose(device).NAME
+    return name
 
 
 def gated_layers(model: nn.Module) -> Iterator[tuple[str, GatedConv2d]]:

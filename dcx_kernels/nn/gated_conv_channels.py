@@ -118,7 +118,8 @@ def union_add(a: Tensor | SampleChannels, b: Tensor | SampleChannels) -> SampleC
 
 
 def _width(present: Tensor, most: int) -> int:
-    """Return the length of the longest union; where asking would wait for a GPU, its bound."""
-    if present.shape[0] == 0 or present.device.type != "cpu":
+    """Return the length of the longest union; its bound where asking waits or breaks a graph."""
+    waits = present.device.type != "cpu" or torch.compiler.is_compiling()
+    if waits or present.shape[0] == 0:
         return min(most, present.shape[1])
     return int(present.sum(1).max())

@@ -215,8 +215,8 @@ class DCPConfig(TrainConfig):
             `dcx_kernels.selectors.utility_decay`.
         decay_scope: whether it applies to ``selected`` channels or to ``all``.
         strict: select by the threshold of eq. 2 to the letter, see `dcx_kernels.selectors.DCP`.
-        initial: utilities at the start: ``zero`` (the paper's code for VGG) or ``inverse``, one by
-            the number of channels (its code for ResNets).
+        initial: utilities at the start: ``zero`` or ``inverse``, one by the number of channels; if
+            None, as in the paper's code: ``inverse`` for networks of residual blocks, else zero.
 
     References:
         Shen et al., "Learning to Prune in Training via Dynamic Channel Propagation", section IV.
@@ -233,7 +233,7 @@ class DCPConfig(TrainConfig):
     decay_policy: Policy = "increase"
     decay_scope: DecayScope = "selected"
     strict: bool = False
-    initial: Initial = "zero"
+    initial: Initial | None = None
 
     method: ClassVar[str] = "dcp"
     title: ClassVar[str] = "Dynamic channel propagation"
@@ -244,7 +244,8 @@ class DCPConfig(TrainConfig):
         super().__post_init__()
         self._check_choice("decay_policy", POLICIES)
         self._check_choice("decay_scope", DECAY_SCOPES)
-        self._check_choice("initial", INITIAL)
+        if self.initial is not None:
+            self._check_choice("initial", INITIAL)
         if not 0 <= self.decay <= 1:
             raise ValueError(expected("a decay from 0 to 1", self.decay))
         if self.warmup_epochs is not None:

@@ -59,6 +59,7 @@ def make_selector(
         config: the settings, in epochs where they are times.
         steps_per_epoch: batches of an epoch.
     """
+    initial = config.initial or ("inverse" if _has_blocks(groups) else "zero")
     groups = pruned_groups(groups, config)
     limits = {"min_active": config.min_active, "round_to": config.round_to}
     if config.selector == "random":
@@ -72,7 +73,7 @@ def make_selector(
         warmup_steps=config.warmup * steps_per_epoch,
         strict=config.strict,
         decay_scope=config.decay_scope,
-        initial=config.initial,
+        initial=initial,
         **limits,
     )
 
@@ -85,8 +86,7 @@ def pruned_groups(groups: Mapping[str, ChannelGroup], config: DCPConfig) -> dict
     whose first shortcut has a convolution, as in ResNet-50. Both torchvision's and our ResNets call
     their blocks layer1.0, layer1.1 and so on; other networks are left as they are.
     """
-    blocks = any(_BLOCK.match(name) for name, group in groups.items() if group.selectable)
-    if not blocks or config.residual != "keep":
+    if not _has_blocks(groups) or config.residual != "keep":
         return dict(groups)
     return {
         name: group
@@ -94,3 +94,7 @@ def pruned_groups(groups: Mapping[str, ChannelGroup], config: DCPConfig) -> dict
         else dataclasses.replace(group, selectable=False, reason=_OUTSIDE)
         for name, group in groups.items()
     }
+
+
+def _has_blocks(groups: Mapping[str, ChannelGroup]) -> bool:
+    return any(_BLOCK.match(name) for name, group in groups.items() if group.selectable)

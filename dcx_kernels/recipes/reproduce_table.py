@@ -14,7 +14,16 @@ from dcx_kernels.recipes.reproduce_target import Entry
 from dcx_kernels.recipes.reproduce_times import seconds_to
 from dcx_kernels.recipes.reproduce_work import short_name
 
-__all__ = ["METRICS", "Cell", "Metric", "cells_of", "runs_csv", "table_csv", "title_of"]
+__all__ = [
+    "METRICS",
+    "Cell",
+    "Metric",
+    "cells_of",
+    "least_macs",
+    "runs_csv",
+    "table_csv",
+    "title_of",
+]
 
 Row = Mapping[str, Any]
 _NOT_IN_CSV = {"skipping", "curve"}  # drawn, and in results.jsonl: too many numbers for a cell
@@ -117,6 +126,30 @@ def cells_of(found: Reproduction, entry: Entry) -> dict[str, Cell]:
             count=len(values),
         )
     return cells
+
+
+def least_macs(found: Reproduction) -> dict[tuple[str, str, str], Entry | None]:
+    """Return the line of the fewest MACs that reaches `Target.reach`, of each way of training.
+
+    Returns:
+        data, network and variant -> the line; None if none is that accurate. Nothing if the target
+        names no accuracy or counts no MACs; ordinary networks are left out.
+    """
+    target = found.target
+    if target.reach is None or "macs" not in target.metrics:
+        return {}
+    best: dict[tuple[str, str, str], tuple[float, Entry] | None] = {}
+    for entry in found.rows:
+        if target.is_dense(entry):
+            continue
+        cells, key = cells_of(found, entry), (entry.data, entry.model, entry.variant)
+        accuracy, macs, before = cells["accuracy"].mean, cells["macs"].mean, best.get(key)
+        best.setdefault(key, None)
+        if accuracy is None or macs is None or accuracy < target.reach:
+            continue
+        if before is None or macs < before[0]:
+            best[key] = (macs, entry)
+    return {key: None if line is None else line[1] for key, line in best.items()}
 
 
 def _references(found: Reproduction, entry: Entry) -> dict[int, Row]:

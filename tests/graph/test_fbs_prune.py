@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +108,41 @@ def test_zeros_that_become_something_are_not_cut() -> None:
     small = dcx.cut_unused(model, dcx.count_winners(model, [x]))
     assert small.gated["a"].out_channels == 6 and small.gated["b"].in_channels == 6
     assert_gradients_close({"y": small(x)}, {"y": model(x)})
+
+
+@pytest.mark.parametrize("name", ["m_cifarnet", "resnet20-pad"])
+def test_what_is_left_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    model, x = gated(name), images(4)
+    small = dcx.cut_unused(model, dcx.count_winners(model, [x]))
+    torch.save(small.state_dict(), tmp_path / "small.pt")
+    state = torch.load(tmp_path / "small.pt", weights_only=True)
+    for loaded in (gated(name, density=1.0), small):  # one that is whole, one that is cut alike
+        assert loaded.load_state_dict(state).missing_keys == []
+        with torch.no_grad():
+            assert_exact(loaded(x), small(x), "logits")
+    widths = [layer.out_channels for layer in small.gated.values()]
+    assert [layer.out_channels for layer in loaded.gated.values()] == widths
+    # what was loaded is cut again by its own numbers
+    with torch.no_grad():
+        list(loaded.gated.values())[1].rho[0] = -1e3  # in no sum
+    again = dcx.cut_unused(loaded, dcx.count_winners(loaded, [x]))
+    assert int(again.left.sum()) < int(small.left.sum())
+    with torch.no_grad():
+        assert_gradients_close({"logits": again(x)}, {"logits": loaded(x)})
+    small.load_state_dict(again.state_dict())
+
+
+def test_channels_that_are_gone_cannot_be_loaded() -> None:
+    model = gated("m_cifarnet")
+    small = dcx.cut_unused(model, dcx.count_winners(model, [images(4)]))
+    before = {n: t.clone() for n, t in small.state_dict().items()}
+    with pytest.raises(ValueError, match=r"no channels but the \d+ left here, got 148"):
+        small.load_state_dict(model.state_dict())
+    other = dcx.convert_fbs(m_cifarnet(width=1 / 16).double())
+    with pytest.raises(ValueError, match=r"148 channel numbers of this network, got 80"):
+        small.load_state_dict(other.state_dict())
+    for n, t in small.state_dict().items():
+        assert_exact(t, before[n], n)
 
 
 def test_counts_must_fit() -> None:

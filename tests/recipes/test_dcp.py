@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -93,6 +93,25 @@ def test_selector_counts_epochs_in_steps() -> None:
     assert selector.warmup_steps == 14
     assert {name: getattr(selector, name) for name in options} == options
     assert (selector.budget, selector.round_to) == (132, 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "initial"),
+    [
+        ("vgg16", None, "zero"),
+        ("resnet32", None, "inverse"),
+        ("resnet32", "zero", "zero"),
+        ("vgg16", "inverse", "inverse"),
+    ],
+)
+def test_utilities_begin_as_in_the_papers_code(
+    network: str, given: Literal["zero", "inverse"] | None, initial: str
+) -> None:
+    width = 1 / 16 if network == "vgg16" else 0.25
+    groups = convert(build(network, 4, width=width), torch.zeros(1, 3, 32, 32)).groups
+    selector = dcp.make_selector(groups, DCPConfig(initial=given), 7)
+    assert isinstance(selector, DCP)
+    assert selector.initial == initial
 
 
 @pytest.mark.parametrize(("name", "kind"), [("random", Random), ("static", Static)])

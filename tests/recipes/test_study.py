@@ -16,7 +16,7 @@ from dcx_kernels.recipes.reproduce import Reproduction, reproduce
 from dcx_kernels.recipes.reproduce_figures import figures
 from dcx_kernels.recipes.reproduce_results import Results
 from dcx_kernels.recipes.reproduce_scale import Options
-from dcx_kernels.recipes.reproduce_table import cells_of, runs_csv, title_of
+from dcx_kernels.recipes.reproduce_table import cells_of, least_macs, runs_csv, title_of
 from dcx_kernels.recipes.reproduce_target import Target, load_target
 from dcx_kernels.recipes.reproduce_times import seconds_to, times
 from dcx_kernels.recipes.run import Run
@@ -274,3 +274,40 @@ def test_two_processes_may_share_the_file(tmp_path: Path) -> None:
 def test_a_narrowed_study_says_so(study: Path) -> None:
     target: Target = load_target(str(study)).narrowed(variants=["mask"])
     assert (target.whole, len(target.entries)) == ((1, 3), 1)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ({0.9: 91, 0.7: 90.5, 0.5: 89}, 0.7),  # at least, not above
+        ({0.9: 80, 0.7: 92, 0.5: 91}, 0.5),
+        ({0.9: 90.4, 0.7: 90, 0.5: 10}, None),
+    ],
+)
+def test_least_macs_that_reach_an_accuracy(
+    accuracies: dict[float, float], best: float | None
+) -> None:
+    target = load_target("fbs-figure3").narrowed(list(accuracies), variants=["baseline", "fbs"])
+    found = Reproduction(target, [], {})
+    for entry in target.entries:
+        accuracy = accuracies.get(entry.density, 95) / 100  # the ordinary network's too
+        row = {"seed": 0, "accuracy": accuracy, "macs": 1e8 * entry.density, "dense_macs": 1e8}
+        if entry.density in accuracies or target.is_dense(entry):
+            found.rows[entry] = [row]
+    (line,) = least_macs(found).values()
+    assert (line and line.density) == best
+    assert least_macs(Reproduction(load_target("dce-table1"), [], {})) == {}
+
+
+def test_command_prints_the_least_macs(
+    data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"reach": 0, "seeds": [0], "settings": {**STUDY["settings"], "epochs": 1}}
+    path = _changed(tmp_path / "some.json", **changes)
+    arguments = ["reproduce", str(path), "--data", str(data_file), "--out", str(tmp_path)]
+    assert main([*arguments, "--threads", "1", "--variants", "sparse"]) == 0
+    text = capsys.readouterr().out
+    assert "sparse of m_cifarnet on tiny, at least 0 % right: " in text
+    _changed(path, **{**changes, "reach": 101})
+    assert main([*arguments, "--threads", "1", "--variants", "sparse"]) == 0
+    assert "sparse of m_cifarnet on tiny, at least 101 % right: none" in capsys.readouterr().out

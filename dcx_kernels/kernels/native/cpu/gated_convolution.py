@@ -50,6 +50,10 @@ def _knows(x: Tensor, in_idx: Tensor | None, *parameters: Tensor) -> bool:
     """Tell whether native code serves these: float32 or float64, all alike, rows as they come."""
     if not gates(x) or not (in_idx is None or in_idx.is_contiguous()):
         return False
-    weight, *others = parameters
-    dtype = x.dtype
-    return weight.dtype == dtype and all(p.dtype == dtype and p.is_contiguous() for p in others)
+    dtype, (weight, *others) = x.dtype, parameters
+    if weight.dtype != dtype:
+        return False
+    for p in others:  # noqa: SIM110 - a generator takes longer than all that it asks
+        if p.dtype != dtype or not p.is_contiguous():
+            return False
+    return True
