@@ -151,6 +151,7 @@ what --out holds afterwards:
   results.jsonl        one row per training: numbers, settings, seed, commit, machine, wall time
   runs/                checkpoints and logs; without them only what is under way is lost
   TARGET/table.csv     paper and ours, mean and deviation   TARGET/runs.csv  its trainings
+  TARGET/table.md      the same to be read, with notes, machine and commit
   TARGET/figure.png    and more figures where there are some
 """
 

@@ -16,13 +16,14 @@ from dcx_kernels.errors import expected
 from dcx_kernels.recipes.reproduce import Reproduction
 from dcx_kernels.recipes.reproduce import reproduce as run
 from dcx_kernels.recipes.reproduce_figures import figures
+from dcx_kernels.recipes.reproduce_markdown import table_markdown
 from dcx_kernels.recipes.reproduce_scale import Options, data_sources
 from dcx_kernels.recipes.reproduce_table import (
     METRICS,
-    Cell,
-    Metric,
     cells_of,
     least_macs,
+    our_text,
+    published,
     runs_csv,
     table_csv,
     title_of,
@@ -110,8 +111,10 @@ def reproduce(
     _print_table(found, console)
     replace_text(directory / "table.csv", table_csv(found))
     replace_text(directory / "runs.csv", runs_csv(found))
-    for name, content in figures(found).items():
+    drawn = figures(found)
+    for name, content in drawn.items():
         _write(directory / name, content)
+    replace_text(directory / "table.md", table_markdown(found, list(drawn)))
     _print_missing(found, console)
     say(f"{directory} holds the table, its trainings and the figure; {out} what goes on later")
     return 1 if found.failed else 0
@@ -133,10 +136,10 @@ def _print_table(found: Reproduction, console: Console) -> None:
     table.add_column("", overflow="fold")
     for column in ("density", "seeds"):
         table.add_column(column, justify="right", no_wrap=True)
-    published = _published(found)
+    printed = published(found)
     for name in found.target.metrics:
         label = METRICS[name].label
-        if name in published:
+        if name in printed:
             table.add_column(f"{label}\npaper", justify="right", no_wrap=True)
             label = ""
         table.add_column(f"{label}\nours", justify="right", no_wrap=True, style="bold")
@@ -151,9 +154,9 @@ def _print_table(found: Reproduction, console: Console) -> None:
         before = network
         numbers = []
         for name, cell in cells_of(found, entry).items():
-            if name in published:
-                numbers.append(_text(METRICS[name], cell.paper))
-            numbers.append(_ours(METRICS[name], cell))
+            if name in printed:
+                numbers.append(METRICS[name].written(cell.paper))
+            numbers.append(our_text(METRICS[name], cell))
         count = f"{len(found.rows.get(entry, []))}/{len(found.target.seeds)}"
         table.add_row(f"  {entry.variant}", f"{entry.density:g}", count, *numbers)
     console.print(table)
@@ -166,25 +169,9 @@ def _print_table(found: Reproduction, console: Console) -> None:
         if best is None:
             console.print(f"  {reach}: none", highlight=False)
             continue
-        macs = _text(METRICS["macs"], cells_of(found, best)["macs"].mean)
+        macs = METRICS["macs"].written(cells_of(found, best)["macs"].mean)
         least = f"{macs} M MACs at density {best.density:g}"
         console.print(f"  {reach}: {least}", highlight=False)
-
-
-def _published(found: Reproduction) -> set[str]:
-    """Return the metrics the paper has numbers for; a column of none would say nothing."""
-    return {name for entry in found.target.entries for name in entry.paper}
-
-
-def _ours(metric: Metric, cell: Cell) -> str:
-    text = _text(metric, cell.mean)
-    if cell.deviation is None or not metric.varies:
-        return text
-    return f"{text} \u00b1{metric.text.format(cell.deviation).lstrip('+')}"
-
-
-def _text(metric: Metric, value: float | None) -> str:
-    return "-" if value is None else metric.text.format(value)
 
 
 def _print_missing(found: Reproduction, console: Console) -> None:

@@ -20,6 +20,8 @@ __all__ = [
     "Metric",
     "cells_of",
     "least_macs",
+    "our_text",
+    "published",
     "runs_csv",
     "table_csv",
     "title_of",
@@ -47,6 +49,10 @@ class Metric:
     text: str = "{:.2f}"
     scale: float = 1.0
     varies: bool = False
+
+    def written(self, value: float | None) -> str:
+        """Return a value as text; "-" if there is none."""
+        return "-" if value is None else self.text.format(value)
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,19 @@ def cells_of(found: Reproduction, entry: Entry) -> dict[str, Cell]:
             count=len(values),
         )
     return cells
+
+
+def our_text(metric: Metric, cell: Cell) -> str:
+    """Return our mean, with its deviation if that is worth a place."""
+    text = metric.written(cell.mean)
+    if cell.deviation is None or not metric.varies:
+        return text
+    return f"{text} \u00b1{metric.text.format(cell.deviation).lstrip('+')}"
+
+
+def published(found: Reproduction) -> set[str]:
+    """Return the metrics the paper has numbers for; a column of none would say nothing."""
+    return {name for entry in found.target.entries for name in entry.paper}
 
 
 def least_macs(found: Reproduction) -> dict[tuple[str, str, str], Entry | None]:

@@ -14,6 +14,7 @@ import pytest
 from dcx_kernels.cli import main
 from dcx_kernels.recipes.reproduce_target import target_names
 
+FILES = {"table.csv", "table.md", "runs.csv", "figure.png"}
 Start = Callable[[list[str]], "subprocess.Popen[str]"]
 Arguments = Callable[..., list[str]]
 
@@ -65,7 +66,7 @@ def test_table_figure_and_files(
     assert line.split()[1:4] == ["0.4", "1/1", "92.02"]
     assert "no data, give --data svhn=SOURCE" in text
     folder = tmp_path / "dce-table1"
-    assert {p.name for p in folder.iterdir()} == {"table.csv", "runs.csv", "figure.png"}
+    assert {p.name for p in folder.iterdir()} == FILES
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert float(rows[1]["accuracy % (paper)"]) == 92.02
     assert 0 <= float(rows[1]["accuracy %"]) <= 100

@@ -14,6 +14,7 @@ from dcx_kernels.errors import DataError, NonFiniteError
 from dcx_kernels.recipes import reproduce_recipes
 from dcx_kernels.recipes.reproduce import Reproduction, reproduce
 from dcx_kernels.recipes.reproduce_figures import figures
+from dcx_kernels.recipes.reproduce_markdown import table_markdown
 from dcx_kernels.recipes.reproduce_results import Results
 from dcx_kernels.recipes.reproduce_scale import Options
 from dcx_kernels.recipes.reproduce_table import cells_of, least_macs, runs_csv, title_of
@@ -22,6 +23,7 @@ from dcx_kernels.recipes.reproduce_times import seconds_to, times
 from dcx_kernels.recipes.run import Run
 from dcx_kernels.train.log import Log
 
+FILES = {"table.csv", "table.md", "runs.csv", "figure.png"}
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/*.json"))
 STUDY: dict[str, Any] = {
     "title": "Sparse against mask",
@@ -205,9 +207,34 @@ def test_command(
     assert "3 trainings, 3 of them finished before" in text
     assert "paper" not in text
     folder = found[0] / "sparse-or-mask"
-    assert {path.name for path in folder.iterdir()} == {"table.csv", "runs.csv", "figure.png"}
+    assert {path.name for path in folder.iterdir()} == FILES
     assert main([*arguments, "--train-images", "65"]) == 2
     assert "1 to 64 training images, got 65" in capsys.readouterr().err
+
+
+def test_markdown_says_what_how_and_who(found: tuple[Path, Reproduction]) -> None:
+    text = table_markdown(found[1], ["figure.png"])
+    assert text.startswith("# Sparse against mask\n\nSCALED DOWN: width x 0.125; 48 images")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[0].startswith("| network | trained | density | seeds | accuracy % | change |")
+    assert {line.count("|") for line in lines} == {4 + 7 + 1}
+    sparse = [cell.strip() for cell in lines[-1].split("|")]
+    (row,) = found[1].rows[found[1].target.entries[-1]]
+    assert sparse[1:6] == ["m_cifarnet, tiny", "sparse", "0.5", "1", f"{100 * row['accuracy']:.2f}"]
+    assert "![figure](figure.png)" in text
+    assert f"3 trainings, 0.0 hours, on {row['machine']}, torch {row['torch']}, commit " in text
+    assert "config sparse-or-mask.json" in text
+
+
+def test_markdown_of_a_paper_has_its_numbers(data_file: Path) -> None:
+    target = load_target("dce-table1").narrowed([0.4], ["vgg19"], ["two-stage"])
+    text = table_markdown(Reproduction(target, [], {"cifar10": str(data_file)}))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert "| accuracy %, paper | accuracy %, ours | params, M, paper |" in lines[0]
+    assert lines[2:] == [
+        "| vgg19, cifar10 | two-stage | 0.4 | 0 | 92.02 | - | 2.890 | - | 132.00 | - |"
+    ]
+    assert "Paper: Spasov" in text and "- The paper counts norms" in text
 
 
 # times of a log
