@@ -88,7 +88,7 @@ def _over_time(found: Reproduction) -> dict[str, bytes]:
         for number, entry in enumerate(lines):
             label = f"{entry.variant}, {entry.density:g}"
             for row in found.rows[entry]:
-                seconds, accuracy = np.array([(0, np.nan), *row["curve"]]).T
+                seconds, accuracy = np.array([(0, np.nan), *row.get("curve", ())]).T
                 colour = _COLOURS[number % len(_COLOURS)]
                 axes.plot(seconds, 100 * accuracy, "o-", markersize=3, color=colour, label=label)
                 label = ""  # once for all seeds

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from dcx_kernels.selectors import Selector
 from dcx_kernels.train.checkpoint import load
+from dcx_kernels.train.lock import Lock, hold
 from dcx_kernels.train.log import Log
 from dcx_kernels.train.loop import CHECKPOINT, Trainer
 from dcx_kernels.train.progress import Progress, Silent
@@ -36,6 +37,7 @@ class Run:
     resume: bool = False
     checkpoint_every: int | None = None
     progress: Progress = field(default_factory=Silent)
+    _locks: list[Lock | None] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def log_path(self) -> Path:
@@ -74,8 +76,11 @@ class Run:
             **identity: more JSON values that a checkpoint must agree with.
 
         Raises:
-            CheckpointError: if the checkpoint is damaged or of another run.
+            CheckpointError: if the checkpoint is damaged or of another run, or another process is
+                training in the directory.
         """
+        if not self._locks:
+            self._locks.append(hold(self.directory))
         log = Log(self.log_path, arm)
         trainer = Trainer(
             model,

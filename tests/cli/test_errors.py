@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from dcx_kernels.cli import main
 from dcx_kernels.errors import NonFiniteError
+from dcx_kernels.train.log import read_rows
 
 Arguments = Callable[..., list[str]]
 
@@ -134,3 +137,26 @@ def test_other_commands_bad_input(
     capsys: pytest.CaptureFixture[str], command: list[str], message: str
 ) -> None:
     assert message in _complain(command, capsys)
+
+
+def test_two_processes_do_not_train_in_one_directory(
+    arguments: Arguments,
+    start: Callable[[list[str]], subprocess.Popen[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second one stops before it writes anything; the first one is none the worse."""
+    out = tmp_path / "run"
+    first = start(arguments(out, "--epochs", "200"))
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists():
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    line = _complain(arguments(out, "--epochs", "200", "--resume"), capsys)
+    assert f"another process is training in {out}" in line
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    rows = read_rows(out / "log.jsonl")
+    steps = [row["step"] for row in rows if row["kind"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))  # none is doubled

@@ -36,6 +36,7 @@ def test_train_writes_everything_and_prints_one_table(
     out = tmp_path / "run"
     assert main(arguments(out, "--epochs", "1", "--compare", "mask,dense")) == 0
     assert {path.name for path in out.iterdir()} == {
+        ".lock",
         "checkpoints",
         "log.jsonl",
         "report.html",
