@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from dcx_kernels.cli.console import make_console
@@ -34,6 +35,7 @@ from dcx_kernels.train.progress import for_console
 
 __all__ = ["reproduce"]
 
+_WIDEST = 1000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -159,7 +161,12 @@ def _print_table(found: Reproduction, console: Console) -> None:
             numbers.append(our_text(METRICS[name], cell))
         count = f"{len(found.rows.get(entry, []))}/{len(found.target.seeds)}"
         table.add_row(f"  {entry.variant}", f"{entry.density:g}", count, *numbers)
+    # a narrow terminal breaks long lines; digits cut off would be lost
+    terminal = console.width
+    console.width = _WIDEST
+    console.width = max(terminal, Measurement.get(console, console.options, table).maximum)
     console.print(table)
+    console.width = terminal
     if found.target.source:
         console.print(f"paper: {found.target.source}", highlight=False)
     for note in found.target.notes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from dcx_kernels.cli import main
 from dcx_kernels.data import load
@@ -324,6 +325,23 @@ def test_least_macs_that_reach_an_accuracy(
     (line,) = least_macs(found).values()
     assert (line and line.density) == best
     assert least_macs(Reproduction(load_target("dce-table1"), [], {})) == {}
+
+
+def test_a_table_that_is_wider_than_the_terminal_keeps_its_digits(
+    found: tuple[Path, Reproduction],
+    study: Path,
+    data_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dcx_kernels.cli.reproduce.make_console", lambda: Console(width=40))
+    arguments = ["reproduce", str(study), "--data", str(data_file), "--out", str(found[0])]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "\u2026" not in text
+    (line,) = (line for line in text.splitlines() if line.startswith("   sparse "))
+    (row,) = found[1].rows[found[1].target.entries[-1]]
+    assert line.split()[1:4] == ["0.5", "1/1", f"{100 * row['accuracy']:.2f}"]
 
 
 def test_command_prints_the_least_macs(
