@@ -47,12 +47,11 @@ def _run_dce(work: Work) -> Measured:
     run = work.run(work.config_identity(), f"dce-{config.procedure}-{config.density:g}")
     loaders = work.loaders(config.batch_size, config.augment)
     model = _converted(work, work.network())
-    selected = dce.train_selected(model, loaders, config, run)
+    selected = dce.train_selected(model, loaders, config, run, model.execution)
     arm = "thin" if config.final == "best" else "thin-random"
     thin = cut_out(selected, loaders, config, run, arm)
-    spent = times(run, ["sparse", arm])
-    masked = work.settings.get("execution") == "mask"
-    return {**_selected(selected), "accuracy": thin.accuracy, **_whole(work, masked), **spent}
+    spent = times(run, [model.execution, arm])
+    return {**_selected(work, selected), "accuracy": thin.accuracy, **spent}
 
 
 def _run_dcp(work: Work) -> Measured:
@@ -65,10 +64,10 @@ def _run_dcp(work: Work) -> Measured:
     if work.start is not None:
         dense = _train_dense(work.baseline())[0].model
     model = _converted(work, dense)
-    selected = dcp.train_selected(model, loaders, config, run)
+    selected = dcp.train_selected(model, loaders, config, run, model.execution)
     thin = cut_out(selected, loaders, config, run)
-    spent = times(run, ["sparse"])
-    return {**_selected(selected), "accuracy": thin.accuracy, **_whole(work), **spent}
+    spent = times(run, [model.execution])
+    return {**_selected(work, selected), "accuracy": thin.accuracy, **spent}
 
 
 def _converted(work: Work, network: nn.Module) -> ChannelModel:
@@ -77,8 +76,8 @@ def _converted(work: Work, network: nn.Module) -> ChannelModel:
     return convert(network, work.example(), config.residual, execution, saliency=config.saliency)
 
 
-def _selected(stage: Stage) -> Measured:
-    """Return size and widths of a network with its final channels."""
+def _selected(work: Work, stage: Stage) -> Measured:
+    """Return size and widths of a network with its final channels; a mask computes them all."""
     assert isinstance(stage.model, ChannelModel)
     price = cost(stage.model)
     sets = stage.sets or {}
@@ -87,6 +86,7 @@ def _selected(stage: Stage) -> Measured:
         "macs": price.macs,
         "widths": {name: len(chosen) for name, chosen in sets.items()},
         "channels": {name: chosen.num_channels for name, chosen in sets.items()},
+        **_whole(work, thin=stage.model.execution == "mask"),
     }
 
 
