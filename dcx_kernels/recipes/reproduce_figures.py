@@ -172,7 +172,7 @@ def _fbs(found: Reproduction) -> dict[str, bytes]:
     return drawn
 
 
-def _wrapped(title: str, width: int = 110) -> str:
+def _wrapped(title: str, width: int = 100) -> str:
     return "\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, width))
 
 
