@@ -16,7 +16,7 @@ from dcx_kernels.cli.console import make_console
 from dcx_kernels.errors import expected
 from dcx_kernels.recipes.reproduce import Reproduction
 from dcx_kernels.recipes.reproduce import reproduce as run
-from dcx_kernels.recipes.reproduce_figures import figures
+from dcx_kernels.recipes.reproduce_figures import check_shown, figures
 from dcx_kernels.recipes.reproduce_markdown import table_markdown
 from dcx_kernels.recipes.reproduce_scale import Options, data_sources
 from dcx_kernels.recipes.reproduce_table import (
@@ -85,6 +85,7 @@ def reproduce(
         _list_targets(console)
         return 0
     wanted = load_target(target).narrowed(densities, models, variants, seeds)
+    check_shown(wanted)
     if listing:
         _list_lines(wanted, console)
         return 0

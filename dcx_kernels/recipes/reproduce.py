@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dcx_kernels.data import ImageData
-from dcx_kernels.errors import NonFiniteError
+from dcx_kernels.errors import NonFiniteError, expected
 from dcx_kernels.recipes.config import METHODS
 from dcx_kernels.recipes.experiment import find_device
 from dcx_kernels.recipes.networks import check_trains
@@ -152,6 +152,9 @@ def _check(works: Sequence[Work]) -> None:
     for (_, model), work in networks.items():
         check_trains(work.network(), work.example(), work.data.num_classes, model)
     for work in works:
+        if work.settings.get("recipe") not in RECIPES:
+            what = f"{work.entry.variant}: a recipe out of {', '.join(RECIPES)}"
+            raise ValueError(expected(what, work.settings.get("recipe")))
         for one in [work] if work.start is None else [work, work.baseline()]:
             if one.settings["recipe"] in ("dense", *METHODS):
                 one.config()

@@ -8,16 +8,30 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 
+from dcx_kernels.errors import expected
 from dcx_kernels.recipes.reproduce import Reproduction
 from dcx_kernels.recipes.reproduce_table import METRICS, cells_of, title_of
-from dcx_kernels.recipes.reproduce_target import Entry
+from dcx_kernels.recipes.reproduce_target import Entry, Target
 from dcx_kernels.train.figures_canvas import finish, new_figure, png
 from dcx_kernels.train.figures_gating import skipping_maps
 
-__all__ = ["figures"]
+__all__ = ["check_shown", "figures"]
 
 _COLOURS = ("#c1440e", "#4a6fa5", "#2e8b57", "#555555", "#b8860b", "#7b4b94")
 _AXIS = {"density": "active channels, %", "pruned": "MACs pruned, %", "macs": "MACs, 1e6"}
+
+
+def check_shown(target: Target) -> None:
+    """Refuse a study whose columns or figure nobody knows, before it is trained.
+
+    Raises:
+        ValueError: naming what is known.
+    """
+    wrong = [name for name in target.metrics if name not in METRICS]
+    if wrong:
+        raise ValueError(expected(f"metrics out of {', '.join(METRICS)}", wrong[0], target.name))
+    if target.figure not in _KINDS:
+        raise ValueError(expected(f"a figure of {', '.join(_KINDS)}", target.figure, target.name))
 
 
 def figures(found: Reproduction) -> dict[str, bytes]:

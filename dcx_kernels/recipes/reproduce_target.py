@@ -121,7 +121,7 @@ class Target:
 
     def is_dense(self, entry: Entry) -> bool:
         """Tell whether a line is the ordinary network, which has no density to choose."""
-        return bool(self.variants[entry.variant]["recipe"] == "dense")
+        return bool(self.variants[entry.variant].get("recipe") == "dense")
 
     def narrowed(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,29 @@ def test_markdown_of_a_paper_has_its_numbers(data_file: Path) -> None:
         "| vgg19, cifar10 | two-stage | 0.4 | 0 | 92.02 | - | 2.890 | - | 132.00 | - |"
     ]
     assert "Paper: Spasov" in text and "- The paper counts norms" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": ["accuracy", "fast"]}, "metrics out of accuracy, .*, got fast"),
+        ({"figure": "tim"}, "a figure of density, .*, got tim"),
+        ({"variants": {**STUDY["variants"], "mask": {"recipe": "dcf"}}}, "mask: .* got dcf"),
+        ({"variants": {**STUDY["variants"], "mask": {}}}, "mask: a recipe out of .* got None"),
+    ],
+    ids=["metric", "figure", "recipe", "no recipe"],
+)
+def test_nothing_is_trained_that_cannot_be_shown(
+    data_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    path, out = _changed(tmp_path / "wrong.json", **change), tmp_path / "out"
+    assert main(["reproduce", str(path), "--data", str(data_file), "--out", str(out)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not out.exists()
 
 
 # times of a log
