@@ -338,9 +338,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reproduce(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "target", nargs="?", help="table or figure, such as dce-table1, or a study such as my.json"
-    )
+    parser.add_argument("target", nargs="?", help="table or figure, or a study such as my.json")
     parser.add_argument(
         "--list", dest="listing", action="store_true", help="show the targets, or one's lines"
     )
